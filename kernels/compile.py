@@ -1,0 +1,163 @@
+"""How a kernel is compiled, and where the machine code is kept.
+
+``@specialised`` turns a factory of Python functions into a factory of compiled *workers* (see launch.py).  What makes two
+compilations the same is written down, not found out by pickling closures: the factory, its arguments, the text of the sources,
+and the compiler and CPU.  So a second process compiles nothing, and an edited source recompiles what depends on it: an arithmetic
+file its own kernels, every other file of ``kernels/`` all of them.  (Numba's own cache misses on closures over dispatchers, goes
+stale on closures over imported helpers, and does not notice an edited intrinsic.)
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import llvmlite
+import numba
+from numba import types
+from numba.core import ccallback, registry
+from numba.core.caching import CompileResultCacheImpl, NullCache, _Cache
+
+HERE = Path(__file__).parent
+WORKER = types.void(types.CPointer(types.int64), types.int64, types.int64)
+
+# The arguments travel as packed bytes, which ctypes passes as their address: no array is made for a serial call.
+_SERIAL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+
+
+class Worker(NamedTuple):
+    """A compiled worker."""
+
+    name: str
+    address: int
+    call: Callable[[bytes, int, int], None]
+    """(packed int64 arguments, start, stop); releases the GIL"""
+    cfunc: ccallback.CFunc
+    """For looking at the code, where it was compiled in this process: ``worker.cfunc._library.get_asm_str()``"""
+
+
+compiled_here = []
+"""Names of what this process compiled, as opposed to loaded; for ``fastpool doctor`` and the cache tests."""
+
+
+@functools.cache
+def directory():
+    """Where machine code is kept: $FASTPOOL_CACHE_DIR, else the user's cache directory; None if neither can be written."""
+    chosen = os.environ.get("FASTPOOL_CACHE_DIR")
+    if chosen:
+        candidates = [Path(chosen)]
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        candidates = [Path(base) / "fastpool"] if os.path.isabs(base) else []
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            path.mkdir(parents=True, exist_ok=True)
+            if os.access(path, os.W_OK):
+                return path
+    return None
+
+
+@functools.cache
+def _digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@functools.cache
+def _common_digest():
+    """Of everything a kernel may depend on but the arithmetic files: sources, compiler, CPU."""
+    sources = [p for p in sorted(HERE.rglob("*.py")) if p.parent.name != "pool" or p.name == "__init__.py"]
+    versions = (numba.__version__, llvmlite.__version__, sys.version_info[:2])
+    target = registry.cpu_target.target_context.codegen().magic_tuple()
+    text = repr(([(p.relative_to(HERE).as_posix(), _digest(p)) for p in sources], versions, target))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe(constant):
+    """A factory's argument as text that changes when the code it stands for does."""
+    source = getattr(constant, "source", None)
+    return f"{constant.name}@{_digest(source)}" if source else repr(constant)
+
+
+class _DiskCache(_Cache):
+    """One compiled function in one file, named by what it was compiled from; written whole or not at all."""
+
+    def __init__(self, name, key):
+        self._name = name
+        self._impl = CompileResultCacheImpl.__new__(CompileResultCacheImpl)
+        digest = hashlib.sha256(f"{_common_digest()} {key}".encode()).hexdigest()
+        self._path = directory() / f"{name}-{digest[:24]}.bin"
+
+    @property
+    def cache_path(self):
+        return str(self._path.parent)
+
+    def load_overload(self, sig, target_context):
+        target_context.refresh()  # links the runtime's symbols, which compiling would have done
+        try:
+            payload = pickle.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception:  # a file of another format or a torn one: pickle raises nearly anything
+            self._path.unlink(missing_ok=True)
+            return None
+        return self._impl.rebuild(target_context, payload)
+
+    def save_overload(self, sig, cres):
+        compiled_here.append(self._name)
+        payload = pickle.dumps(self._impl.reduce(cres))
+        with contextlib.suppress(OSError):  # a full or read-only disk costs the next process a compilation, nothing else
+            handle, temporary = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+            os.replace(temporary, self._path)
+
+    def enable(self):
+        pass
+
+    def disable(self):
+        pass
+
+    def flush(self):
+        self._path.unlink(missing_ok=True)
+
+
+class _NoCache(NullCache):
+    """Where there is no place on disk: compiles in every process."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def save_overload(self, sig, cres):
+        compiled_here.append(self._name)
+
+
+def cache(name, key):
+    """The cache of one compiled function called ``name`` that is determined by the text ``key`` and the sources."""
+    return _DiskCache(name, key) if directory() else _NoCache(name)
+
+
+def specialised(factory):
+    """``factory(*constants)`` returns the Python function of a worker; the decorated one returns it compiled, a ``Worker``.
+
+    Constants are ints, strings, None, Numba types, and reductions (anything with ``name`` and ``source``).
+    """
+
+    @functools.cache
+    def compiled(*constants):
+        name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
+        source = _digest(factory.__code__.co_filename)
+        key = f"{factory.__module__}.{factory.__qualname__}@{source}({', '.join(map(_describe, constants))})"
+        # numpy's error model: no branch for a division by zero in a worker, which could not raise.
+        worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"})
+        worker._cache = cache(name, key)
+        worker.compile()
+        return Worker(name, worker.address, _SERIAL(worker.address), worker)
+
+    return functools.wraps(factory)(compiled)

@@ -1,0 +1,103 @@
+"""Workers, and the one driver that runs them.
+
+A *worker* is a serial C function ``worker(args, start, stop)``: it does jobs start..stop (planes, bands of rows, images) of one
+operation.  ``args`` is a flat int64 array of addresses, sizes and the bits of numbers.  A worker trusts its arguments, allocates nothing
+and returns nothing.  ``launch`` spreads the jobs over threads; everything about threads, locks and forks is in this file.
+
+Measured: a worker compiles in 0.1 to 0.5 s where a ``prange`` function of its own takes 1.2 s.
+"""
+
+import functools
+import os
+import struct
+import threading
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from numba.np.ufunc import parallel
+
+from .compile import cache
+
+_lock = threading.Lock()
+_forked = False
+
+
+def _after_fork():
+    # OpenMP's threads do not survive a fork: Numba ends the process when asked for them, libgomp hangs.  A child runs serially.
+    global _forked, _lock
+    _forked, _lock = True, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@intrinsic
+def _call(tyctx, address, args, start, stop):
+    def codegen(ctx, b, sig, values):
+        i64 = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), i64, i64])
+        data = ctx.make_array(sig.args[1])(ctx, b, values[1]).data
+        b.call(b.inttoptr(values[0], kind.as_pointer()), [data, values[2], values[3]])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, args, types.int64, types.int64), codegen
+
+
+@functools.cache
+def _driver():
+    """The parallel driver, compiled, and whether its threading layer lets two Python threads in at once."""
+
+    @njit(parallel=True, nogil=True)
+    def run(address, args, jobs, grain):
+        for chunk in prange((jobs + grain - 1) // grain):
+            _call(address, args, chunk * grain, min(jobs, (chunk + 1) * grain))
+
+    run._cache = cache("launch.run", "run(address, args, jobs, grain)")
+    run.compile(types.void(types.int64, types.int64[::1], types.int64, types.int64))
+    parallel._launch_threads()
+    return run, numba.threading_layer() != "workqueue"
+
+
+def start():
+    """Compile the driver and start its threads, once.  OpenMP's count of threads in this process may change: the caller restores it."""
+    _driver()
+
+
+def started():
+    """Whether ``start`` has run in this process."""
+    return _driver.cache_info().currsize > 0
+
+
+def bits(value, dtype):
+    """A number as the int64 slot that ``simd.numbers`` reads; dtype is its name."""
+    return struct.unpack("<q", struct.pack("<d", value) if dtype == "float64" else struct.pack("<fi", value, 0))[0]
+
+
+def pack(*values):
+    """int64 values as the bytes that a worker's ``args`` points to."""
+    return struct.pack(f"{len(values)}q", *values)
+
+
+def launch(worker, jobs, args, threads=1):
+    """Run jobs 0..jobs-1 of a worker on up to ``threads`` threads; args are packed.
+
+    The GIL is released.  Safe from several Python threads at once: the workqueue layer, which would end the process, is locked.
+    """
+    if threads <= 1 or jobs <= 1 or _forked:
+        worker.call(args, 0, jobs)
+        return
+    run, reentrant = _driver()
+    threads = min(threads, jobs, numba.config.NUMBA_NUM_THREADS)
+    if reentrant:
+        _run(run, worker.address, args, jobs, threads)
+    else:
+        with _lock:
+            _run(run, worker.address, args, jobs, threads)
+
+
+def _run(run, address, args, jobs, threads):
+    numba.set_num_threads(threads)
+    run(address, np.frombuffer(bytearray(args), np.int64), jobs, -(-jobs // threads))
