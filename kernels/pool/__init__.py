@@ -1,0 +1,120 @@
+"""Pooling types: one file of arithmetic each, and the two forms such arithmetic takes.
+
+A file defines its functions on "a number" (kernels/number.py) and binds them into one or more reductions, ``Selecting`` or
+``Summing``.  That is all a pooling type is: ``KINDS`` finds the file, and the loop nests, the autograd functions, the tests and the
+benchmark take what is in ``KINDS``.
+
+In the signatures below x, y, gy are numbers (an element, an output, its gradient); ``zero`` is 0 of the dtype to compute in;
+``state`` is whatever ``init`` returns: a number or a tuple of numbers.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..number import where
+
+
+def _no_change(zero):
+    return zero
+
+
+class _Reduction:
+    """What the two forms share."""
+
+    selects = False
+
+    @functools.cached_property
+    def source(self):
+        """The file the arithmetic is written in: part of what a compiled kernel is cached by."""
+        return self.init.__code__.co_filename
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.name!r})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Selecting(_Reduction):
+    """A pooling that returns one of the window's elements; its gradient goes to that element alone.
+
+    Saved for backward: the chosen tap (its number in the window, row by row), nothing else.
+    """
+
+    name: str
+    init: Callable[..., Any]
+    """(zero, tap) -> state, whose first two members are the chosen value and tap; ``tap`` is the window's first inside the
+    input.  If ``draws``: (zero, tap, total, u) with the survey's total and u uniform in [0, 1)."""
+    accumulate: Callable[..., Any]
+    """(state, x, tap) -> state.  Taps come in rising order."""
+    neutral: Callable[..., Any] = _no_change
+    """(zero) -> the x that changes no state: what padding is filled with."""
+    combine: Callable[..., Any] | None = None
+    """(state, state) -> state of both parts, in whatever order their taps are: makes the global pooling.  None: there is none."""
+    survey: Callable[..., Any] | None = None
+    """(total, x) -> total: a first pass over the window, from zero, before ``init``."""
+    draws: bool = False
+    parameters: tuple[str, ...] = ()
+    selects = True
+
+    def gradient(self):
+        return _selected
+
+    def saved_dtype(self, taps, dtype):
+        """The name of the dtype that one output's tap is saved in, for windows of this many taps; -1 means no tap."""
+        return "uint8" if taps <= 255 else "uint16" if taps <= 65535 else "int32"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Summing(_Reduction):
+    """A pooling whose every element has a share in the output, and in the gradient.
+
+    ``p`` is the tuple of ``parameters``; ``count`` the number of taps that the average divides by (DESIGN.md section 6: by
+    count_include_pad, ceil_mode and divisor_override); ``size`` the number of taps of a whole window.
+    """
+
+    name: str
+    init: Callable[..., Any]
+    """(zero) -> state."""
+    accumulate: Callable[..., Any]
+    """(state, x, p) -> state."""
+    finalise: Callable[..., Any]
+    """(state, count, size, p) -> y."""
+    share: Callable[..., Any]
+    """(gy, x, y, residue, count, size, p) -> gy * dy/dx for one tap x of a window."""
+    combine: Callable[..., Any]
+    """(state, state) -> state of both parts: makes the global pooling, and the double backward."""
+    neutral: Callable[..., Any] = _no_change
+    """(zero) -> the x that changes no state: what padding is filled with."""
+    residue: Callable[..., Any] | None = None
+    """(state) -> one more number an output, saved for ``share``."""
+    linear: bool = False
+    """``share`` reads neither x, y nor residue: nothing is saved, and the second derivative is zero."""
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def draws(self):
+        return False
+
+    def saved_dtype(self, taps, dtype):
+        """The name of the dtype of the residue; None if there is none."""
+        return dtype if self.residue else None
+
+
+def _selected(gy, saved, tap):
+    return where(saved == tap, gy, gy - gy)
+
+
+def _registry():
+    found = {}
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, _Reduction):
+                found[value.name] = value
+    return found
+
+
+KINDS = _registry()
+"""Every reduction by name: what the loop nests can run and the tests and benchmarks go through."""

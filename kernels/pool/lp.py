@@ -1,0 +1,97 @@
+"""Lp norm of the window: y = (sum |x|^p)^(1/p), without 1/n; its usual forms L2, L1 and L-infinity, and any p > 0... < inf.
+
+A window that ceil_mode clips is scaled to a whole one (size / count under the root), as torch does by way of its average pooling.
+The gradient is 0 where y = 0; L-infinity's is shared evenly by equal largest elements, like torch.linalg.vector_norm's.
+Differs from torch: |x| is taken, where torch's F.lp_pool2d raises a negative x to the p as it is.
+"""
+
+from ..number import absolute, like, power, sqrt, where
+from . import Summing
+
+
+def init(zero):
+    return zero
+
+
+def combine(a, b):
+    return a + b
+
+
+def sign(x):
+    return where(x > like(x, 0), like(x, 1), where(x < like(x, 0), like(x, -1), x))
+
+
+def accumulate_p(total, x, p):
+    return total + power(absolute(x), p[0])
+
+
+def finalise_p(total, count, size, p):
+    return power(total * (size / count), like(total, 1) / p[0])
+
+
+def share_p(gy, x, y, residue, count, size, p):
+    one = like(x, 1)
+    flat = (y == like(y, 0)) | (x == like(x, 0))
+    ratio = where(flat, one, absolute(x)) / where(flat, one, y)
+    return where(flat & ~(p[0] == one), gy - gy, gy * sign(x) * power(ratio, p[0] - one) * (size / count))
+
+
+def accumulate_2(total, x, p):
+    return total + x * x
+
+
+def finalise_2(total, count, size, p):
+    return sqrt(total * (size / count))
+
+
+def share_2(gy, x, y, residue, count, size, p):
+    flat = y == like(y, 0)
+    return where(flat, gy - gy, gy * x * (size / count) / where(flat, like(y, 1), y))
+
+
+def accumulate_1(total, x, p):
+    return total + absolute(x)
+
+
+def finalise_1(total, count, size, p):
+    return total * (size / count)
+
+
+def share_1(gy, x, y, residue, count, size, p):
+    return gy * sign(x) * (size / count)
+
+
+def init_inf(zero):
+    return zero, zero
+
+
+def accumulate_inf(state, x, p):
+    best, ties = state
+    a = absolute(x)
+    wins = (a > best) | (a != a)
+    return where(wins, a, best), where(wins, like(x, 1), where(a == best, ties + like(x, 1), ties))
+
+
+def combine_inf(a, b):
+    x, m = a
+    y, n = b
+    wins = (y > x) | (y != y)
+    return where(wins, y, x), where(wins, n, where(y == x, m + n, m))
+
+
+def finalise_inf(state, count, size, p):
+    return state[0]
+
+
+def residue_inf(state):
+    return state[1]
+
+
+def share_inf(gy, x, y, ties, count, size, p):
+    return where(absolute(x) == y, gy * sign(x) / ties, gy - gy)
+
+
+L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine)
+L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine)
+LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf)
+LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, parameters=("p",))

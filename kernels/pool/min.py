@@ -1,0 +1,25 @@
+"""Minimum: maximum's rule with the order reversed, not -max(-x), which is wrong for unsigned integers."""
+
+from ..number import highest, where
+from . import Selecting
+
+
+def init(zero, tap):
+    return highest(zero), tap
+
+
+def accumulate(state, x, tap):
+    best, index = state
+    wins = (x < best) | (x != x)
+    return where(wins, x, best), where(wins, tap, index)
+
+
+def combine(a, b):
+    x, i = a
+    y, j = b
+    later = j > i
+    wins = (y < x) | ((y == x) & ~later) | ((y != y) & (later | (x == x)))
+    return where(wins, y, x), where(wins, j, i)
+
+
+MIN = Selecting("min", init, accumulate, neutral=highest, combine=combine)
