@@ -1,0 +1,61 @@
+"""The words of kernels/number.py on a CUDA thread's scalar, and how an arithmetic file's functions become device functions."""
+
+import functools
+import math
+
+from numba import cuda, float64, uint32, uint64
+
+from .. import number
+
+
+def where(condition, x, y):
+    return x if condition else y
+
+
+def like(x, value):
+    return type(x)(value)
+
+
+def lowest(x):
+    return type(x)(-math.inf)
+
+
+def highest(x):
+    return type(x)(math.inf)
+
+
+def absolute(x):
+    return abs(x)
+
+
+def sqrt(x):
+    return math.sqrt(x)
+
+
+def power(x, p):
+    return math.pow(x, p)
+
+
+def multiply_wide(a, b):
+    product = uint64(a) * uint64(b)
+    return uint32(product >> uint64(32)), uint32(product)
+
+
+def unit(bits, x):
+    if type(x) is float64:
+        return type(x)(bits) * type(x)(2.0**-32)
+    return type(x)(uint32(bits >> uint32(8))) * type(x)(2.0**-24)
+
+
+def device(function):
+    """A device function; a fresh copy each, for the CPU's cannot be compiled again."""
+    return cuda.jit(function, device=True)
+
+
+WORDS = {word.__name__: device(globals()[word.__name__]) for word in number.WORDS}
+
+
+@functools.cache
+def compiled(function):
+    """A function of an arithmetic file as a CUDA device function."""
+    return number.retarget(function, WORDS, device)
