@@ -1,0 +1,17 @@
+"""fastpool: pooling for PyTorch at the machine's limit, with PyTorch's exact semantics.
+
+``fastpool.functional`` mirrors torch.nn.functional, ``fastpool.nn`` torch.nn; ``fastpool.convert(model)`` swaps a model's pooling
+modules in place.
+"""
+
+from pathlib import Path as _Path
+
+# A wheel holds the kernels as fastpool/kernels; a checkout keeps them beside fastpool/.
+if not (_here := _Path(__file__).parent).joinpath("kernels").is_dir():
+    __path__.append(str(_here.parent))
+
+from . import functional, nn
+from .conversion import Conversion, convert
+from .version import __version__
+
+__all__ = ["Conversion", "__version__", "convert", "functional", "nn"]

@@ -1,0 +1,5 @@
+"""``python -m fastpool``: the ``fastpool`` command."""
+
+from .cli import main
+
+main()

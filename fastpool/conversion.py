@@ -1,0 +1,63 @@
+"""Swapping a model's torch.nn pooling modules for fastpool's, in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from . import nn as fast
+
+_SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool2d: fast.MaxPool2d,
+    nn.AvgPool2d: fast.AvgPool2d,
+    nn.LPPool2d: fast.LPPool2d,
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What ``convert`` did; ``print`` it."""
+
+    swapped: dict[str, str] = field(default_factory=dict)
+    """Name of a module in the model ("" is the model itself) -> its repr."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Name of a pooling module that stays torch's -> why."""
+
+    def __str__(self) -> str:
+        rows = [f"swapped {name or '(the model)'}: {text}" for name, text in self.swapped.items()]
+        rows += [f"kept    {name or '(the model)'}: {why}" for name, why in self.kept.items()]
+        return "\n".join(rows or ["no pooling modules found"])
+
+
+def _why_kept(module: nn.Module) -> str | None:
+    """Why a pooling module of torch's (or made from one) stays; None: it is swapped, or it pools nothing."""
+    name = type(module).__name__
+    if type(module) is nn.LPPool2d and module.norm_type % 2:
+        return f"{name} of norm_type {module.norm_type}: torch raises x itself to a power that is not even, fastpool |x|"
+    if type(module) in _SWAPS or type(module).__module__.startswith("fastpool"):
+        return None
+    base = next((b.__name__ for b in _SWAPS if isinstance(module, b)), None)
+    if base:
+        return f"{name} is derived from {base}, and may have changed it"
+    return f"{name} has no counterpart in fastpool" if "Pool" in name else None
+
+
+def convert(model: nn.Module) -> Conversion:
+    """Swap the torch.nn pooling modules of ``model`` for fastpool.nn's of the same name, in place, and say which.
+
+    A module keeps its identity, its attributes, hooks and mode, and its place in the state_dict: only its class changes.  Shared
+    modules are swapped once, for everybody who holds them.
+
+    Kept as they are, and reported: modules of classes derived from torch.nn's (what they changed is not known here), LPPool2d
+    where torch's result is another (norm_type not even), and what fastpool does not have.
+    """
+    done = Conversion()
+    for name, module in model.named_modules():
+        why = _why_kept(module)
+        if why:
+            done.kept[name] = why
+        elif type(module) in _SWAPS:
+            module.__class__ = _SWAPS[type(module)]
+            done.swapped[name] = repr(module)
+    return done

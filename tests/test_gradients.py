@@ -1,0 +1,84 @@
+"""First and second derivatives in float64: gradcheck and gradgradcheck of every kind, windowed and global."""
+
+import pytest
+import reference
+import torch
+from cases import LAYOUTS, window
+from fastpool.kernels.pool import KINDS
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastpool.functional as F
+from fastpool.backend import Pooling
+from fastpool.functional import _pooled
+
+WINDOWS = {
+    "2x2s2": window((2, 2)),
+    "3x3s2p1-ceil": window((3, 3), (2, 2), (1, 1), ceil_mode=True),
+    "2x3s1-dilated": window((2, 3), (1, 1), (0, 1), (2, 1)),
+    "global": None,
+}
+
+
+def spread(shape):
+    """Distinct values, none near zero or near another: no step of a numeric derivative changes a selection or a sign."""
+    steps = torch.randperm(torch.Size(shape).numel()).double().reshape(shape)
+    return (steps + 1) * torch.where(torch.rand(shape) < 0.3, -0.1, 0.1)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("kind", "where"), [(k, w) for k in KINDS for w in WINDOWS if WINDOWS[w] or KINDS[k].combine])
+def test_derivatives(kind, where, layout):
+    w = WINDOWS[where]
+    x = LAYOUTS[layout](spread((2, 2, 5, 6))).detach().requires_grad_()
+    op = Pooling("test", KINDS[kind], w, reference.PARAMETERS.get(kind, ()))
+
+    def pool(t):
+        return _pooled(t, op, seed=5)[0]
+
+    assert gradcheck(pool, x)
+    assert gradgradcheck(pool, x)
+
+
+@pytest.mark.parametrize("pool", [F.l2_pool2d, lambda x, k: F.lp_pool2d(x, 3, k), lambda x, k: F.stochastic_pool2d(x, k, training=False)])
+def test_second_derivative_of_an_all_zero_window_is_zero(pool):
+    x = torch.zeros(1, 1, 2, 4, dtype=torch.float64)
+    x[..., 2:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    x.requires_grad_()
+    (gx,) = torch.autograd.grad(pool(x, 2).sum(), x, create_graph=True)
+    (ggx,) = torch.autograd.grad((gx * gx).sum(), x)
+    assert torch.equal(gx[..., :2], torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+    assert torch.equal(ggx[..., :2], torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+    assert ggx.isfinite().all()
+
+
+def test_gradient_penalty_follows_torch():
+    """Double backward in use, float32: the gradient of a gradient's norm, through a convolution."""
+    conv = torch.nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 12, 13)
+    found = []
+    for pool in (F.max_pool2d, torch.nn.functional.max_pool2d):
+        t = x.clone().requires_grad_()
+        (gx,) = torch.autograd.grad(pool(conv(t).relu(), 2).pow(2).sum(), t, create_graph=True)
+        found.append(torch.autograd.grad(gx.norm(), conv.weight)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d, F.l2_pool2d])
+def test_backward_is_deterministic(pool):
+    torch.set_num_threads(2)
+    x, gradients = torch.randn(2, 8, 60, 60), []
+    for _ in range(5):
+        t = x.clone().requires_grad_()
+        y = pool(t, 3, 1, 1)
+        y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape))
+        gradients.append(t.grad)
+    assert all(torch.equal(gradients[0], g) for g in gradients)
+
+
+def test_gradient_of_any_memory_format():
+    """An upstream gradient that is expanded, or in the other memory format."""
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    y = F.max_pool2d(x, 2)
+    (expanded,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (ones,) = torch.autograd.grad(y, x, torch.ones_like(y).to(memory_format=torch.channels_last))
+    assert torch.equal(expanded, ones)

@@ -1,0 +1,304 @@
+"""Every kind x geometry x layout x dtype, forward and backward, against the float64 reference and against torch."""
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as T
+from cases import DTYPES, GEOMETRIES, LAYOUTS, adversarial, window
+from fastpool.kernels.pool import KINDS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fastpool.functional as F
+from fastpool import backend
+from fastpool.backend import Pooling
+from fastpool.functional import _pooled
+
+SUMMING = [name for name, kind in KINDS.items() if not kind.selects]
+SELECTING = [name for name, kind in KINDS.items() if kind.selects and not kind.draws]
+
+
+def op(kind, w, **more):
+    return Pooling("test", KINDS[kind], w, reference.PARAMETERS.get(kind, ()), **more)
+
+
+def leaf(x):
+    """x as a leaf that keeps its strides."""
+    return x.detach().requires_grad_()
+
+
+def largest(x):
+    return x.abs().nan_to_num(0, 0, 0).max().item() if x.numel() else 0.0
+
+
+def no_worse(ours, truth, theirs, what):
+    """The rule for sums: NaN where the truth has it, and at most twice torch's own error against float64, plus one rounding.
+
+    ``theirs`` is torch's float32.  Of a float64 result torch's error is taken to be that, scaled down; and the truth, no more
+    precise then, is granted as much.
+    """
+    assert torch.equal(ours.isnan(), truth.isnan()), what
+    rounding, torchs = torch.finfo(ours.dtype).eps * largest(truth), largest(theirs.double() - truth)
+    if ours.dtype == torch.float32:
+        bound = 2 * torchs + rounding
+    else:
+        scaled = torchs * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        bound = (2 * scaled + rounding) + (scaled + rounding)
+    error = largest(ours.double() - truth)
+    assert error <= bound, f"{what}: error {error}, at most {bound}"
+
+
+def test_every_kind_has_a_reference():
+    assert set(reference.REFERENCE) == set(KINDS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("kind", SELECTING)
+def test_selecting(kind, geometry, dtype):
+    """Values, indices and gradients are the reference's bit for bit, in every layout, with NaN, infinities and ties."""
+    shape, w = GEOMETRIES[geometry]
+    x = adversarial(shape, DTYPES[dtype])
+    truth, chosen = reference.pool(KINDS[kind], x, w)
+    gy = torch.randint(-4, 5, truth.shape).to(x)
+    plane = torch.zeros_like(x).flatten(2)
+    valid = (chosen >= 0) & (chosen < plane.shape[2])
+    gx = plane.scatter_add(2, chosen.where(valid, 0).flatten(2), gy.where(valid, 0).flatten(2)).reshape(shape)
+    for name, layout in LAYOUTS.items():
+        a = leaf(layout(x))
+        y, taps = _pooled(a, op(kind, w))
+        y.backward(gy)
+        assert torch.equal(y.nan_to_num(77), truth.nan_to_num(77)), name
+        assert torch.equal(y.isnan(), truth.isnan()), name
+        flat = backend.flat_positions(taps, op(kind, w), a.detach())
+        assert torch.equal(flat.where(valid, 0), chosen.where(valid, 0)), name
+        assert torch.equal(a.grad, gx), name  # integers: sums in any order are the same
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("kind", SUMMING)
+def test_summing(kind, geometry, dtype):
+    shape, w = GEOMETRIES[geometry]
+    x = torch.randn(shape).to(DTYPES[dtype])
+    extra = reference.PARAMETERS.get(kind, ())
+    truth, theirs = (x.to(t, copy=True).requires_grad_() for t in (torch.float64, torch.float32))
+    y64, y32 = (reference.pool(KINDS[kind], t, w, extra=extra)[0] for t in (truth, theirs))
+    gy = torch.randn_like(y32)
+    y64.backward(gy.double())
+    y32.backward(gy)
+    for name, layout in LAYOUTS.items():
+        a = leaf(layout(x))
+        y, _ = _pooled(a, op(kind, w))
+        y.backward(gy.to(y))
+        no_worse(y.detach(), y64.detach(), y32.detach(), f"{name} value")
+        no_worse(a.grad, truth.grad, theirs.grad, f"{name} gradient")
+
+
+@pytest.mark.parametrize("include_pad", [True, False])
+@pytest.mark.parametrize("divisor", [None, 3, -2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_avg_counts(include_pad, divisor, layout):
+    for shape, w in [GEOMETRIES["3x3s2p1"], GEOMETRIES["stride-over-kernel-ceil"], GEOMETRIES["2x2s2-ceil"]]:
+        x = LAYOUTS[layout](torch.randn(shape))
+        a, b = leaf(x), leaf(x)
+        y = F.avg_pool2d(a, w.kernel_size, w.stride, w.padding, w.ceil_mode, include_pad, divisor)
+        theirs = T.avg_pool2d(b, w.kernel_size, w.stride, w.padding, w.ceil_mode, include_pad, divisor)
+        gy = torch.randn_like(theirs)
+        y.backward(gy)
+        theirs.backward(gy)
+        truth, _ = reference.pool(KINDS["avg"], x.double(), w, include_pad, divisor)
+        no_worse(y.detach(), truth, theirs.detach(), "value")
+        torch.testing.assert_close(a.grad, b.grad)
+        assert y.stride() == theirs.stride()
+
+
+@st.composite
+def geometries(draw):
+    """Shape, kernel, stride, padding, dilation, ceil_mode; columns from the specialisations of each nest, rows from anything."""
+
+    def axis(kernels, strides):
+        k, s, d = draw(st.sampled_from(kernels)), draw(st.sampled_from(strides)), draw(st.sampled_from([1, 1, 2]))
+        extent = d * (k - 1) + 1
+        p = draw(st.integers(0, k // 2))
+        return k, s, p, d, draw(st.integers(max(1, extent - 2 * p), extent + 40))
+
+    kh, sh, ph, dh, h = axis(range(1, 7), range(1, 6))
+    kw, sw, pw, dw, w = axis([1, 2, 3, 9], [1, 2, 3, 6])
+    ceil = draw(st.booleans())
+    return (draw(st.integers(1, 2)), draw(st.integers(1, 3)), h, w), ((kh, kw), (sh, sw), (ph, pw), (dh, dw), ceil)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(geometries(), st.sampled_from(list(LAYOUTS)), st.integers(0, 2**31))
+def test_max_is_torchs_at_any_geometry(geometry, layout, seed):
+    torch.manual_seed(seed)
+    shape, arguments = geometry
+    x = LAYOUTS[layout](adversarial(shape, torch.float32))
+    a, b = leaf(x), leaf(x)
+    try:
+        theirs, index = T.max_pool2d(b, *arguments, return_indices=True)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            F.max_pool2d(a, *arguments)
+        return
+    ours, ours_index = F.max_pool2d(a, *arguments, return_indices=True)
+    assert torch.equal(ours.nan_to_num(77), theirs.nan_to_num(77))
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert torch.equal(ours_index, index)
+    w = window(*arguments)
+    if (reference.taps(w, *shape[2:])[0] >= 0).any(-1).all():  # torch sends the gradient of windows of nothing but padding anywhere
+        gy = torch.randint(-4, 5, theirs.shape).float()
+        ours.backward(gy)
+        theirs.backward(gy)
+        assert torch.equal(a.grad, b.grad)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(geometries(), st.sampled_from(list(LAYOUTS)), st.booleans(), st.integers(0, 2**31))
+def test_avg_is_torchs_at_any_geometry(geometry, layout, include_pad, seed):
+    torch.manual_seed(seed)
+    shape, (kernel, stride, padding, _, ceil) = geometry
+    x = LAYOUTS[layout](torch.randn(shape))
+    a, b = leaf(x), leaf(x)
+    try:
+        theirs = T.avg_pool2d(b, kernel, stride, padding, ceil, include_pad)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            F.avg_pool2d(a, kernel, stride, padding, ceil, include_pad)
+        return
+    ours = F.avg_pool2d(a, kernel, stride, padding, ceil, include_pad)
+    gy = torch.randn_like(theirs)
+    ours.backward(gy)
+    theirs.backward(gy)
+    truth, _ = reference.pool(KINDS["avg"], x.double(), window(kernel, stride, padding, (1, 1), ceil), include_pad)
+    no_worse(ours.detach(), truth, theirs.detach(), "value")
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, -1])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_lp_is_torchs_on_positive_input(p, ceil_mode):
+    x = torch.rand(2, 3, 9, 19) + 0.1
+    a, b = leaf(x), leaf(x)
+    ours, theirs = F.lp_pool2d(a, p, 3, 2, ceil_mode), T.lp_pool2d(b, p, 3, 2, ceil_mode)
+    ours.sum().backward()
+    theirs.sum().backward()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_lp_at_zero_and_infinity():
+    x = torch.zeros(1, 1, 2, 4, requires_grad=True)
+    for y in (F.l2_pool2d(x, 2), F.lp_pool2d(x, 3, 2), F.lp_pool2d(x, float("inf"), 2)):
+        assert torch.equal(y, torch.zeros(1, 1, 1, 2))
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+    x = torch.tensor([[[[-3.0, 3.0, 1.0], [2.0, 0.0, -5.0]]]], requires_grad=True)
+    y = F.lp_pool2d(x, float("inf"), 2, 1)
+    assert y.flatten().tolist() == [3, 5]
+    y.sum().backward()
+    ours = x.grad.clone()
+    x.grad = None
+    (torch.linalg.vector_norm(x[..., :2].flatten(), torch.inf) + torch.linalg.vector_norm(x[..., 1:].flatten(), torch.inf)).backward()
+    assert torch.equal(ours, x.grad)
+
+
+def test_unbatched_empty_and_memory_format():
+    x = torch.randn(3, 8, 20)
+    assert torch.equal(F.max_pool2d(x, 2), T.max_pool2d(x, 2))
+    assert all(map(torch.equal, F.max_pool2d(x, 2, return_indices=True), T.max_pool2d(x, 2, return_indices=True)))
+    assert F.global_avg_pool2d(x).shape == (3, 1, 1)
+    assert F.global_avg_pool2d(x, keepdim=False).shape == (3,)
+    none = torch.randn(0, 3, 8, 8, requires_grad=True)
+    for y in (F.max_pool2d(none, 2), F.avg_pool2d(none, 3, 2, 1), F.global_l2_pool2d(none), F.stochastic_pool2d(none, 2)):
+        assert y.shape[0] == 0
+        assert torch.autograd.grad(y.sum(), none)[0].shape == none.shape
+    last = torch.randn(2, 3, 8, 20).to(memory_format=torch.channels_last)
+    for y in (F.max_pool2d(last, 2), F.avg_pool2d(last, 2), F.stochastic_pool2d(last, 2)):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 9, 13), (2, 3, 40, 57)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_global_selecting(shape, dtype):
+    """Ties and NaN across registers and rows: torch's element, not just torch's value."""
+    for special in (False, True):
+        x = adversarial(shape, DTYPES[dtype], special)
+        for kind, theirs in (("max", lambda t: T.adaptive_max_pool2d(t, 1, True)), ("min", None)):
+            truth, chosen = reference.pool(KINDS[kind], x, None)
+            if theirs:
+                value, index = theirs(x)
+                assert torch.equal(truth.nan_to_num(77), value.nan_to_num(77))
+                assert torch.equal(chosen, index)
+            for name, layout in LAYOUTS.items():
+                a = leaf(layout(x))
+                y, taps = _pooled(a, op(kind, None))
+                assert torch.equal(y.nan_to_num(77), truth.nan_to_num(77)), name
+                assert torch.equal(taps.long(), chosen), name
+                y.backward(torch.ones_like(y))
+                gx = torch.zeros_like(x).flatten(2).scatter(2, chosen.flatten(2), 1.0).reshape(shape)
+                assert torch.equal(a.grad, gx), name
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 9, 13), (2, 3, 120, 157)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [name for name in SUMMING if name in ("avg", "l2", "l1", "linf", "stochastic_mean")])
+def test_global_summing(kind, shape, dtype):
+    x = torch.randn(shape).to(DTYPES[dtype])
+    truth, theirs = (x.to(t, copy=True).requires_grad_() for t in (torch.float64, torch.float32))
+    y64, y32 = (reference.pool(KINDS[kind], t, None)[0] for t in (truth, theirs))
+    gy = torch.randn_like(y32)
+    y64.backward(gy.double())
+    y32.backward(gy)
+    for name, layout in LAYOUTS.items():
+        a = leaf(layout(x))
+        y, _ = _pooled(a, op(kind, None))
+        y.backward(gy.to(y))
+        no_worse(y.detach(), y64.detach(), y32.detach(), f"{name} value")
+        no_worse(a.grad, truth.grad, theirs.grad, f"{name} gradient")
+
+
+def test_global_average_of_a_large_map_is_as_accurate_as_torchs():
+    x = torch.rand(1, 2, 1500, 1000) + 1
+    truth = x.double().mean((2, 3), keepdim=True)
+    for layout in ("contiguous", "channels_last"):
+        no_worse(F.global_avg_pool2d(LAYOUTS[layout](x)), truth, T.adaptive_avg_pool2d(x, 1), layout)
+
+
+def test_nothing_is_saved_without_a_gradient(monkeypatch):
+    saved = []
+    plain = backend.forward
+    monkeypatch.setattr(backend, "forward", lambda x, o, saves, seed=0: saved.append(saves) or plain(x, o, saves, seed))
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    with torch.no_grad():
+        F.max_pool2d(x, 2)
+    F.max_pool2d(x.detach(), 2)
+    assert saved == [False, False]
+    F.max_pool2d(x, 2)
+    assert saved[2]
+
+
+@pytest.mark.parametrize(("kind", "per_output"), [("max", 1), ("min", 1), ("stochastic", 1), ("avg", 0)])
+def test_saved_for_backward_is_a_byte_an_output(kind, per_output):
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.numel() * t.element_size()) or t, lambda t: t):
+        y, _ = _pooled(x, op(kind, window((2, 2))))
+    assert sum(seen) == per_output * y.numel()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_and_bands_give_the_same(threads):
+    """Few large planes are cut into bands of rows; many small ones are dealt out."""
+    torch.set_num_threads(threads)
+    for shape in [(1, 1, 300, 500), (1, 3, 201, 333), (4, 64, 30, 30)]:
+        x = torch.randn(shape)
+        for layout in ("contiguous", "channels_last"):
+            a, b = leaf(LAYOUTS[layout](x)), leaf(LAYOUTS[layout](x))
+            ours, theirs = F.max_pool2d(a, 3, 2, 1), T.max_pool2d(b, 3, 2, 1)
+            gy = torch.randint(-4, 5, theirs.shape).float()
+            ours.backward(gy)
+            theirs.backward(gy)
+            assert torch.equal(ours, theirs)
+            assert torch.equal(a.grad, b.grad)
+    assert torch.get_num_threads() == threads
