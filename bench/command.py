@@ -1,0 +1,141 @@
+"""``fastpool bench``: one subcommand a benchmark."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import commute, report
+from .cases import ACTIVATIONS, NETWORKS, POOLINGS, QUICK_SITES, SITES
+from .machine import machine
+from .photograph import MissingPhotographError, photograph
+
+FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
+"""Seconds of timed rounds a row.  On 2 cores: 539 rows in 12 minutes beside other work, 196 quick ones in 40 seconds without."""
+
+INTERRUPTED = 128 + 2
+"""The exit status of a command that SIGINT ended."""
+
+
+@click.group()
+def bench() -> None:
+    """Benchmarks of fastpool against PyTorch, on this machine."""
+
+
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse at once what could not be written after minutes of measuring."""
+    if path is not None and not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise click.BadParameter(f"{path} cannot be written")
+    return path
+
+
+@bench.command("commute")
+@click.option("--quick", is_flag=True, help="One layer of each network and fewer rounds: about a minute on 2 cores once compiled.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for PyTorch and fastpool.  [default: PyTorch's setting]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a batch.")
+@click.option("--activation", "activations", type=click.Choice(list(ACTIVATIONS)), multiple=True, help="Only this one; repeatable.")
+@click.option("--pooling", "poolings", type=click.Choice(POOLINGS), multiple=True, help="Only this one; repeatable.")
+@click.option("--network", "networks", type=click.Choice(NETWORKS), multiple=True, help="Only its layers; repeatable.")
+@click.option("--sites", "by_site", is_flag=True, help="Print a table for each layer too.")
+@click.pass_context
+def commute_command(
+    context: click.Context,
+    quick: bool,
+    path: Path | None,
+    threads: int | None,
+    batch: int,
+    activations: tuple[str, ...],
+    poolings: tuple[str, ...],
+    networks: tuple[str, ...],
+    by_site: bool,
+) -> None:
+    """Activate then pool, or pool then activate?
+
+    Every activation with every pooling, on feature maps of a photograph in the shapes of LeNet-5, AlexNet, VGG-16 and ResNet's stem:
+    how far apart the two orders are, in values and input gradients, and what each costs in PyTorch and with fastpool's pooling,
+    forward and with backward ("training").
+
+    Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
+    """
+    sites = [site for site in (QUICK_SITES if quick else SITES) if site.network in (networks or NETWORKS)]
+    todo = commute.pairs(sites, poolings or POOLINGS, activations or ACTIVATIONS)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    try:
+        photograph()
+    except MissingPhotographError as error:
+        raise click.ClickException(str(error)) from error
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        where = machine()
+        console.print(_header(where), highlight=False)
+        rows, interrupted = _measured(todo, batch, QUICK_BUDGET if quick else FULL_BUDGET, where, path)
+    finally:
+        torch.set_num_threads(before)
+    _print(console, rows, by_site)
+    if interrupted:
+        console.print(
+            f"\nInterrupted: {len(rows)} of {len(todo)} rows; a pair's times are summed over the layers it finished.", highlight=False
+        )
+        context.exit(INTERRUPTED)
+    context.exit(0 if all(row["correct"] for row in rows) else 1)
+
+
+def _measured(
+    todo: list[commute.Pair], batch: int, budget: float, where: dict[str, Any], path: Path | None
+) -> tuple[list[dict[str, Any]], bool]:
+    """The finished rows, written to ``path`` whatever happens, and whether Ctrl-C ended them."""
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    terminal = Console(stderr=True)
+    try:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+            task = progress.add_task("", total=len(todo))
+            for pair in todo:
+                progress.update(task, description=f"{pair.site}, {pair.pooling}, {pair.activation}")
+                rows.append({**commute.row(pair, batch, budget), "batch": batch, **where})
+                progress.advance(task)
+    except KeyboardInterrupt:
+        return rows, True
+    finally:
+        if path is not None:
+            report.write(rows, path)
+    return rows, False
+
+
+def _header(where: dict[str, Any]) -> str:
+    versions = f"torch {where['torch_version']}, numba {where['numba_version']}, fastpool {where['fastpool_version']}"
+    commit = f", commit {where['commit']}" if where["commit"] else ""
+    load = f"; load {where['load']:.1f} when started" if where["load"] is not None else ""
+    if (where["load"] or 0) > (where["cores"] or 1) / 2:
+        # Seen: threads that wait for each other lose a scheduler's slice each, and PyTorch's 8 us become 16 ms.
+        load += "\nIf that load is other work, times will be too long, and ratios wrong."
+    return f"{where['cpu']}, {where['cores']} cores, threads: {where['threads']}{load}\n{versions}{commit}; {where['date']}\n"
+
+
+_EXPLAINED = """\
+A>P: activate, then pool.  P>A: pool, then activate.  Gaps: the largest over {0}.  ms: forward, the sum.
+P>A saves: of A>P, both with fastpool's pooling.  Speed-up: of A>P, fastpool's pooling over PyTorch's.
+In train.: the same, forward and backward together."""
+
+
+def _print(console: Console, rows: list[dict[str, Any]], by_site: bool) -> None:
+    if not rows:
+        console.print("No row was finished.")
+        return
+    names = list(dict.fromkeys(row["site"] for row in rows))
+    layers = f"{len(names)} layer{'s' if len(names) > 1 else ''}"
+    console.print(_EXPLAINED.format(layers), highlight=False)
+    console.print(report.table(rows))
+    for name in names if by_site else ():
+        console.print(report.table([row for row in rows if row["site"] == name], name))
+    console.print(report.reading(rows), highlight=False)

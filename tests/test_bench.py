@@ -1,0 +1,191 @@
+"""``fastpool bench commute``: its rows, its check, its table, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("sklearn")
+pytest.importorskip("PIL")
+
+from fastpool.bench import check, command, commute, measure, peers, photograph, report
+from fastpool.bench.cases import ACTIVATIONS, POOLINGS, QUICK_SITES, SITES, Site, Window
+
+TINY = Site("LeNet-5", 3, 9, 11, Window(3, 2, 1))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """One small padded layer, and no more rounds than the least."""
+    monkeypatch.setattr(command, "SITES", (TINY,))
+    monkeypatch.setattr(command, "FULL_BUDGET", 0)
+    monkeypatch.setattr(measure, "SAMPLE", 0)
+
+
+def run(*arguments):
+    return CliRunner().invoke(command.bench, ["commute", *map(str, arguments)])
+
+
+def test_every_pair_is_measured(tiny, tmp_path):
+    path = tmp_path / "rows.json"
+    ended = run("--json", path, "--batch", 2)
+    assert ended.exit_code == 0, ended.output
+    rows = json.loads(path.read_text())
+    assert {(row["pooling"], row["activation"]) for row in rows} == {(p, a) for p in POOLINGS for a in ACTIVATIONS}
+    assert len(rows) == 49
+    for row in rows:
+        assert row["shape"] == "2x3x9x11"
+        assert row["correct"]
+        assert all(row[name] > 0 for name in (*commute.TIMES, "value_scale", "gradient_scale", "threads", "cores"))
+        assert all(row[name] >= 0 for name in ("value_gap", "gradient_gap", "gradient_share"))
+        assert all(row[name] for name in ("cpu", "date", "torch_version", "numba_version", "fastpool_version", "window"))
+        assert not any(isinstance(value, (dict, list)) for value in row.values())
+    gaps = {(row["pooling"], row["activation"]): (row["value_gap"], row["gradient_gap"]) for row in rows}
+    for pooling in ("max", "min", "stochastic", "global_max"):
+        assert gaps[pooling, "relu"] == (0, 0)
+    assert min(gaps["avg", "relu"]) > 0.01
+    assert min(gaps["max", "gelu"]) > 0.01
+    assert max(len(line) for line in ended.stdout.splitlines()) <= 110
+    assert "…" not in ended.stdout
+
+
+def test_as_a_user_types_it(tmp_path):
+    path = tmp_path / "rows.json"
+    only = ["--quick", "--network", "LeNet-5", "--pooling", "max", "--pooling", "avg", "--activation", "relu", "--sites"]
+    arguments = [sys.executable, "-m", "fastpool", "bench", "commute", *only, "--threads", "1", "--json", str(path)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, encoding="utf-8", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    exact, other = json.loads(path.read_text())
+    assert (exact["value_gap"], exact["gradient_gap"]) == (0, 0)
+    assert exact["threads"] == 1
+    assert min(other["value_gap"], other["gradient_gap"]) > 0
+    words = " ".join(ended.stdout.split())
+    assert "Both orders gave the same bits on these maps, values and input gradients: max with relu." in words
+    assert "Not equal: avg with relu" in words
+    assert ended.stdout.count("A>P ms") == 4  # two columns, in the table of all layers and in that of the one layer
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_control_c_keeps_finished_rows(tiny, tmp_path, monkeypatch):
+    finished = commute.row
+    left = iter(range(2))
+
+    def row(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return finished(*arguments)
+
+    monkeypatch.setattr(commute, "row", row)
+    path = tmp_path / "rows.json"
+    path.write_text("an older file")
+    ended = run("--json", path, "--pooling", "max")
+    assert ended.exit_code == 130, ended.output
+    assert [row["activation"] for row in json.loads(path.read_text())] == ["relu", "leaky_relu"]
+    assert "Interrupted: 2 of 7 rows" in ended.stdout
+    assert "leaky_relu" in ended.stdout
+
+
+def test_control_c_before_the_first_row(tiny, tmp_path, monkeypatch):
+    def row(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commute, "row", row)
+    path = tmp_path / "rows.json"
+    ended = run("--json", path)
+    assert ended.exit_code == 130, ended.output
+    assert json.loads(path.read_text()) == []
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        lambda y: y + 0.01 * y.abs().max(),
+        lambda y: y.flip(-1) if y.shape[-1] > 1 else 2 * y,
+        lambda y: y * torch.nan,
+        lambda y: y.detach() + 0.9 * (y - y.detach()),
+        lambda y: y.repeat(1, 1, 2, 2),
+    ],
+    ids=["shifted", "elsewhere", "nan", "gradient", "shape"],
+)
+def test_a_wrong_result_is_not_timed(tiny, tmp_path, monkeypatch, pooling, garbage):
+    right = peers.FASTPOOL[pooling]
+    monkeypatch.setitem(peers.FASTPOOL, pooling, lambda *arguments: garbage(right(*arguments)))
+    path = tmp_path / "rows.json"
+    ended = run("--json", path, "--pooling", pooling, "--activation", "relu")
+    assert ended.exit_code == 1, ended.output
+    (row,) = json.loads(path.read_text())
+    assert not row["correct"]
+    assert row["error"].startswith("act_pool: ")
+    assert all(row[name] is None for name in (*commute.TIMES, "value_gap", "gradient_gap"))
+    assert "WRONG" in ended.stdout
+    assert row["error"][:40] in " ".join(ended.stdout.split())
+
+
+def test_one_last_bit_is_wrong_where_nothing_is_rounded():
+    x = torch.randn(1, 2, 4, 4)
+    largest = float(x.abs().max())
+    right = check.Result(x, x)
+    nearly = check.Result(x.nextafter(torch.tensor(torch.inf)), x)
+    check.agree(right, nearly, largest, bit_equal=False)
+    with pytest.raises(check.WrongResultError, match="must not differ"):
+        check.agree(right, nearly, largest, bit_equal=True)
+
+
+def test_pytorchs_own_stochastic_pooling_passes_the_check():
+    x = photograph.feature_maps(TINY, 2).clone()
+    x[0, 0] = -1  # no positive element: 0 and no gradient
+    layer = lambda z: peers.TORCH["stochastic"](z, TINY.window, torch.Generator().manual_seed(0))
+    pooled = commute._result(layer, x)
+    check.drawn(x, TINY.window, pooled)
+    assert not pooled.value[0, 0].any()
+
+
+@pytest.mark.parametrize("site", dict.fromkeys((*QUICK_SITES, *SITES[:3])), ids=str)
+def test_feature_maps(site):
+    x = photograph.feature_maps(site, 2)
+    assert x.shape == (2, site.channels, site.height, site.width)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    assert 0.3 < float((x < 0).float().mean()) < 0.7
+    assert not torch.equal(x[0], x[1])
+    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(site.channels))
+
+
+@pytest.mark.parametrize(
+    ("gaps", "word"),
+    [((0, 0), "exact"), ((1e-6, 0), "rounding"), ((0, 1e-6), "rounding"), ((0, 1e-3), "values"), ((1e-3, 0), "no")],
+)
+def test_verdict(gaps, word):
+    row = {"correct": True, "value_gap": gaps[0], "value_scale": 1.0, "gradient_gap": gaps[1], "gradient_scale": 1.0}
+    assert report.verdict(row) == word
+
+
+def test_medians_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = measure.medians(calls, budget=0, least=2)
+    assert list(times) == ["a", "b"]
+    assert all(ms > 0 for ms in times.values())
+    turns = [name for name, following in zip(order, [*order[1:], ""], strict=True) if name != following]
+    assert turns == ["a", "b"] * 4
+
+
+def test_what_cannot_be_written_is_refused_at_once(tmp_path):
+    ended = run("--json", tmp_path / "nowhere" / "rows.json")
+    assert ended.exit_code == 2
+    assert "cannot be written" in ended.output
+
+
+def test_without_the_photograph(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    photograph.photograph.cache_clear()
+    ended = run()
+    assert ended.exit_code == 1
+    assert "pip install 'fastpool[bench]'" in ended.output
