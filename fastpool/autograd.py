@@ -52,7 +52,8 @@ class SelectingPoolBackward(torch.autograd.Function):
         # Some windows chose nothing: stochastic pooling where no element is positive, max pooling of nothing but (dilated) padding.
         inside = flat >= 0
         if ctx.op.window is not None:
-            inside &= torch.from_numpy(ctx.op.window.tap_table(*ggx.shape[2:])[1].any(0)).to(flat.device)
+            rows, columns = (torch.from_numpy(ctx.op.window.counts(axis, ggx.shape[2 + axis], False) > 0) for axis in (0, 1))
+            inside &= (rows[:, None] & columns).flatten().to(flat.device)
         chosen = ggx.flatten(2).gather(2, flat.where(inside, 0))
         return chosen.where(inside, 0).reshape(taps.shape), None, None, None
 
@@ -153,8 +154,9 @@ def _gradient(gy: torch.Tensor, x: torch.Tensor, op: Pooling) -> torch.Tensor:
     p = tuple(x.new_tensor(value) for value in op.parameters)
     where = taps.where(inside, 0).flatten()
     gathered = x.flatten(2)[:, :, where].unflatten(2, taps.shape)  # (N, C, taps, outputs)
-    gathered = torch.where(inside, gathered, _on_tensors(kind.neutral)(zero))
-    state = _on_tensors(kind.accumulate)(_on_tensors(kind.init)(torch.zeros_like(gathered)), gathered, p)
+    neutral = _on_tensors(kind.neutral)(zero)
+    state = _on_tensors(kind.init)(torch.zeros_like(gathered))
+    state = _on_tensors(kind.accumulate)(state, torch.where(inside, gathered, neutral), p)
     state = _combined(_on_tensors(kind.combine), state)
     y = _on_tensors(kind.finalise)(state, count, x.new_tensor(size), p)
     residue = _on_tensors(kind.residue)(state) if kind.residue else None

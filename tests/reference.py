@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-PARAMETERS = {"lp": (3.0,)}
+PARAMETERS = {"lp": (3.0,), "lp_negative": (-1.5,)}
 """What the tests pass to kinds that take parameters."""
 
 
@@ -37,7 +37,7 @@ def avg(v, inside, count, size):
 
 
 def lp(v, inside, count, size, p):
-    return (total(v.where(inside, 0).abs().pow(p)) * (size / count)).pow(1 / p)
+    return (total(v.abs().pow(p).where(inside, 0)) * (size / count)).pow(1 / p)
 
 
 def linf(v, inside, count, size):
@@ -67,6 +67,7 @@ REFERENCE = {
     "l2": lambda *a: lp(*a, 2),
     "linf": linf,
     "lp": lp,
+    "lp_negative": lp,
     "stochastic": stochastic,
     "stochastic_mean": stochastic_mean,
 }

@@ -75,6 +75,42 @@ def test_backward_is_deterministic(pool):
     assert all(torch.equal(gradients[0], g) for g in gradients)
 
 
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.min_pool2d, F.l2_pool2d, lambda x, k: F.lp_pool2d(x, float("inf"), k)])
+def test_infinite_gradients_stay_where_they_belong(pool):
+    """An inf or NaN from above reaches the elements that have a share in it, not the whole window."""
+    x = torch.tensor([[[[1.0, 0.0, 5.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]], requires_grad=True)
+    (gx,) = torch.autograd.grad(pool(x, 2), x, torch.tensor([[[[torch.inf, 1.0]]]]))
+    assert gx[..., 2:].isfinite().all()
+    assert not gx[..., :2].isnan().any() or pool is F.l2_pool2d  # inf * 0: torch's norm gives NaN there too
+
+
+@pytest.mark.parametrize("kernel_size", [2, 17])
+def test_second_derivative_of_a_window_that_chose_nothing(kernel_size):
+    """Stochastic pooling of negative values: no gradient, to any order; its tap is saved as the largest number of its dtype."""
+    x = torch.rand(1, 1, 2 * kernel_size, 2 * kernel_size, dtype=torch.float64) + 1
+    x[..., :kernel_size, :kernel_size] *= -1
+    x.requires_grad_()
+    y = F.stochastic_pool2d(x, kernel_size)
+    gy = torch.rand_like(y).requires_grad_()
+    (gx,) = torch.autograd.grad(y, x, gy, create_graph=True)
+    (ggy,) = torch.autograd.grad(gx.sum(), gy)
+    assert ggy.flatten().tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.l2_pool2d, lambda x, k: F.stochastic_pool2d(x, k, training=False)])
+def test_saved_tensors_may_move(pool, layout):
+    """Hooks that store what is saved elsewhere, and so with other strides."""
+    x = torch.randn(4, 3, 8, 10)
+    found = []
+    for move in (lambda t: t, lambda t: t.contiguous().clone()):
+        leaf = LAYOUTS[layout](x).detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(move, lambda t: t):
+            y = pool(leaf, 2)
+        found.append(torch.autograd.grad(y, leaf, torch.ones_like(y))[0])
+    assert torch.equal(*found)
+
+
 def test_gradient_of_any_memory_format():
     """An upstream gradient that is expanded, or in the other memory format."""
     x = torch.randn(2, 3, 8, 8, requires_grad=True)

@@ -131,7 +131,7 @@ def forward(kind, dtype, saved, saves, lanes, taps, stride, dilation):
                 first = max(0, (DH - 1 - top) // DH)
                 end = min(KH, (H - top + DH - 1) // DH)
                 out, origin = (plane * OH + oh) * OW, source + top * stride_h
-                for row in range(top + rows_ahead, top + rows_ahead + SH):
+                for row in range(top + rows_ahead, top + rows_ahead + min(SH, KH)):
                     ask(x, source + row * stride_h, W)
                 for ow in range(0, OW, L):
                     left, total = ow * SW - PW, zero
@@ -264,7 +264,7 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation):
                         else:
                             store_phases_between(gx, target, left, 0, W, acc)
                     else:
-                        for only in range(SW):
+                        for only in range(min(SW, W - left)):
                             values = repeat(zero, S)
                             if reads_values:
                                 values = repeat(gather_between(x, here, left + only, SW, 0, W, zero), S)

@@ -159,7 +159,7 @@ def flat_positions(geometry, saved):
     out_rows, out_columns = window.output_size(height, width)
     offsets = window.tap_offsets(width)
     (sh, sw), (ph, pw) = window.stride, window.padding
-    sizes = offsets.ctypes.data, channels, out_rows, out_columns, width, sh, ph, sw, pw
+    sizes = offsets.ctypes.data, channels, out_rows, out_columns, width, sh, ph, sw, pw, window.taps
     jobs = n * out_rows * (1 if geometry.channels_last else channels)
     return Plan(positions.flat(_numba_dtype(saved), geometry.channels_last), jobs, sizes, _is_parallel(geometry), (offsets,))
 

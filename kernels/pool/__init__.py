@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..number import where
+from ..number import like, where
 
 
 def _no_change(zero):
@@ -104,7 +104,7 @@ class Summing(_Reduction):
 
 
 def _selected(gy, saved, tap):
-    return where(saved == tap, gy, gy - gy)
+    return where(saved == tap, gy, like(gy, 0))
 
 
 def _registry():

@@ -1,11 +1,11 @@
-"""Lp norm of the window: y = (sum |x|^p)^(1/p), without 1/n; its usual forms L2, L1 and L-infinity, and any p > 0... < inf.
+"""Lp norm of the window: y = (sum |x|^p)^(1/p), without 1/n; its usual forms L2, L1 and L-infinity, and any other p but 0.
 
 A window that ceil_mode clips is scaled to a whole one (size / count under the root), as torch does by way of its average pooling.
 The gradient is 0 where y = 0; L-infinity's is shared evenly by equal largest elements, like torch.linalg.vector_norm's.
 Differs from torch: |x| is taken, where torch's F.lp_pool2d raises a negative x to the p as it is.
 """
 
-from ..number import absolute, like, power, sqrt, where
+from ..number import absolute, highest, like, power, sqrt, where
 from . import Summing
 
 
@@ -33,7 +33,7 @@ def share_p(gy, x, y, residue, count, size, p):
     one = like(x, 1)
     flat = (y == like(y, 0)) | (x == like(x, 0))
     ratio = where(flat, one, absolute(x)) / where(flat, one, y)
-    return where(flat & ~(p[0] == one), gy - gy, gy * sign(x) * power(ratio, p[0] - one) * (size / count))
+    return where(flat & ~(p[0] == one), like(gy, 0), gy * sign(x) * power(ratio, p[0] - one) * (size / count))
 
 
 def accumulate_2(total, x, p):
@@ -46,7 +46,7 @@ def finalise_2(total, count, size, p):
 
 def share_2(gy, x, y, residue, count, size, p):
     flat = y == like(y, 0)
-    return where(flat, gy - gy, gy * x * (size / count) / where(flat, like(y, 1), y))
+    return where(flat, like(gy, 0), gy * x * (size / count) / where(flat, like(y, 1), y))
 
 
 def accumulate_1(total, x, p):
@@ -88,10 +88,12 @@ def residue_inf(state):
 
 
 def share_inf(gy, x, y, ties, count, size, p):
-    return where(absolute(x) == y, gy * sign(x) / ties, gy - gy)
+    return where(absolute(x) == y, gy * sign(x) / ties, like(gy, 0))
 
 
 L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine)
 L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine)
 LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf)
 LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, parameters=("p",))
+# The padding that adds nothing to a sum of |x|^p: 0 for p > 0, infinity for p < 0.
+LP_NEGATIVE = Summing("lp_negative", init, accumulate_p, finalise_p, share_p, combine=combine, neutral=highest, parameters=("p",))

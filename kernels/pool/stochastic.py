@@ -59,7 +59,7 @@ def share_mean(gy, x, y, total, count, size, p):
     w = weight(x)
     empty = total == like(total, 0)
     slope = (w + w - y) / where(empty, like(total, 1), total)
-    return where((x <= like(x, 0)) | empty, gy - gy, gy * slope)
+    return where((x <= like(x, 0)) | empty, like(gy, 0), gy * slope)
 
 
 DRAW = Selecting("stochastic", init_draw, accumulate_draw, survey=survey, draws=True)
