@@ -67,6 +67,22 @@ print(os.waitstatus_to_exitcode(status))
     assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
 
 
+def test_a_child_forked_before_the_first_pooling_works():
+    """torch's threads ran in the parent, fastpool's not yet: they must not be asked for in the child."""
+    code = """
+import os, torch, fastpool.functional as F
+torch.set_num_threads(2)
+x = torch.randn(2, 16, 64, 64)
+truth = torch.nn.functional.max_pool2d(x, 2)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(F.max_pool2d(x, 2), truth) else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+    assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
+
+
 def test_under_inference_mode_and_in_a_callers_thread():
     x, found = torch.randn(1, 3, 20, 20), []
 
