@@ -44,24 +44,20 @@ class Worker(NamedTuple):
 
 
 compiled_here = []
-"""Names of what this process compiled, as opposed to loaded; for ``fastpool doctor`` and the cache tests."""
+"""Names of what this process compiled, as opposed to loaded."""
 
 
 @functools.cache
 def directory():
-    """Where machine code is kept: $FASTPOOL_CACHE_DIR, else the user's cache directory; None if neither can be written."""
-    chosen = os.environ.get("FASTPOOL_CACHE_DIR")
-    if chosen:
-        candidates = [Path(chosen)]
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        candidates = [Path(base) / "fastpool"] if os.path.isabs(base) else []
-    for path in candidates:
-        with contextlib.suppress(OSError):
-            path.mkdir(parents=True, exist_ok=True)
-            if os.access(path, os.W_OK):
-                return path
-    return None
+    """Where machine code is kept: $FASTPOOL_CACHE_DIR, else the user's cache directory; None if there is no such place.
+
+    A directory that can only be read serves what it holds.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(os.environ.get("FASTPOOL_CACHE_DIR") or os.path.join(base, "fastpool"))
+    with contextlib.suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
+    return path if path.is_dir() else None
 
 
 @functools.cache
@@ -105,7 +101,6 @@ class _DiskCache(_Cache):
         except FileNotFoundError:
             return None
         except Exception:  # a file of another format or a torn one: pickle raises nearly anything
-            self._path.unlink(missing_ok=True)
             return None
         return self._impl.rebuild(target_context, payload)
 
@@ -114,9 +109,12 @@ class _DiskCache(_Cache):
         payload = pickle.dumps(self._impl.reduce(cres))
         with contextlib.suppress(OSError):  # a full or read-only disk costs the next process a compilation, nothing else
             handle, temporary = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-            os.replace(temporary, self._path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(payload)
+                os.replace(temporary, self._path)
+            except OSError:
+                os.unlink(temporary)
 
     def enable(self):
         pass
