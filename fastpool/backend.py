@@ -89,9 +89,11 @@ def is_channels_last(x: torch.Tensor) -> bool | None:
     return True if stride_c == 1 else None
 
 
-def readable(x: torch.Tensor) -> torch.Tensor:
-    """A 4-d tensor as the kernels can read it: x itself, or a contiguous copy if no axis is dense."""
-    return x.contiguous() if is_channels_last(x) is None else x
+def materialised(x: torch.Tensor) -> torch.Tensor:
+    """x with its numbers in memory: torch keeps a negation, or that all is zero, as a mark on the tensor at times."""
+    if x.is_neg():
+        x = x.resolve_neg()
+    return x.clone() if x._is_zerotensor() else x
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, layout: Layout) -> torch.Tensor:
@@ -174,13 +176,16 @@ def backward(
 
     x (as given to ``forward``) and y are needed only where the kind's gradient reads them.
     """
-    if x is not None:
-        x = readable(x)
-    gy = gy.contiguous(memory_format=layout.memory_format)
+    # Saved tensors may come back with other strides (hooks that move them, an input that was copied to be read).
+    if x is not None and x.stride() != layout.strides:
+        x = x.contiguous(memory_format=layout.memory_format)
+        layout = Layout(layout.shape, x.stride(), layout.channels_last)  # type: ignore[arg-type]
+    gy = materialised(gy)
     gx = empty(layout.shape, gy.dtype, gy.device, layout)
     if gx.numel():
         plan, parameters = _backward(op, gy.device, gy.dtype, layout)
-        addresses = [t.data_ptr() if t is not None else 0 for t in (gx, gy, saved, x, y)]
+        dense = [None if t is None else t.contiguous(memory_format=layout.memory_format) for t in (gy, saved, y)]
+        addresses = [t.data_ptr() if t is not None else 0 for t in (gx, *dense[:2], x, dense[2])]
         plan.run(addresses, runtime.threads(), *parameters)
     return gx
 
@@ -194,6 +199,7 @@ def flat_positions(taps: torch.Tensor, op: Pooling, x: torch.Tensor) -> torch.Te
         return taps.long()
     backend = kernels_for(x.device, x.dtype, op.caller)
     layout = Layout(tuple(x.shape), (0, 0, 0, 0), bool(is_channels_last(x)))  # type: ignore[arg-type]
+    taps = taps.contiguous(memory_format=layout.memory_format)
     flat = empty(tuple(taps.shape), torch.int64, taps.device, layout)
     if flat.numel():
         plan = backend.flat_positions(_geometry(backend, op, x.dtype, layout), _name(taps.dtype))

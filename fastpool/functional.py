@@ -20,6 +20,7 @@ import numbers
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import backend, library
 from .autograd import SelectingPool, SummingPool
@@ -143,7 +144,8 @@ def stochastic_pool2d(
 
     ``training``: one element of each window, drawn with probability w / sum(w); its gradient goes to that element.
     Otherwise: the expectation of that draw, sum(w * w) / sum(w), with its true gradient.
-    Windows without a positive element give 0 and pass no gradient; NaN, or a sum that is not finite, gives NaN.
+    Windows without a positive element give 0 and pass no gradient; NaN, or a sum that is not finite, gives NaN.  Evaluation squares
+    the weights in the input's dtype: beyond about 1e19 (float32) it overflows.
 
     The draws come from Philox, keyed by one number of ``generator`` (default: torch's) and the output's place: the same for every
     memory layout and number of threads.
@@ -153,7 +155,8 @@ def stochastic_pool2d(
     if not training:
         return _pooled(input, Pooling(name, _kind("stochastic_mean"), w))[0]
     op = Pooling(name, _kind("stochastic"), w)
-    backend.check(_batched(name, input), op)  # a refused call leaves the generator as it was
+    if not _has_no_memory(x := _batched(name, input)):
+        backend.check(x, op)  # a refused call leaves the generator as it was
     return _pooled(input, op, seed=int(torch.empty((), dtype=torch.int64).random_(generator=generator)))[0]
 
 
@@ -212,8 +215,8 @@ def _selected(
     y, taps = _pooled(input, op, return_indices)
     if not return_indices:
         return y
-    positions = library if torch.compiler.is_compiling() else backend
-    flat = positions.flat_positions(taps, op, _batched(caller, input))
+    x = _batched(caller, input)
+    flat = (library if _has_no_memory(x) else backend).flat_positions(taps, op, x)
     return y, flat if input.dim() == 4 else flat.squeeze(0)
 
 
@@ -228,9 +231,12 @@ def _norm(
     p = float(norm_type)
     if p == 0 or math.isnan(p) or p == -math.inf:
         raise ValueError(f"{caller}: norm_type must be a number other than 0 and -inf, got {norm_type!r}; math.inf gives the largest |x|")
+    limits = torch.finfo(torch.float32)
+    if p != math.inf and not limits.tiny <= abs(p) <= limits.max:
+        raise ValueError(f"{caller}: norm_type {norm_type!r} is outside float32's range, {limits.tiny} to {limits.max}")
     w = window(caller, kernel_size, stride, padding, dilation, ceil_mode)
-    name = _NORMS.get(p, "lp")
-    return _pooled(input, Pooling(caller, _kind(name), w, (p,) if name == "lp" else ()))[0]
+    name = _NORMS.get(p, "lp" if p > 0 else "lp_negative")
+    return _pooled(input, Pooling(caller, _kind(name), w, () if p in _NORMS else (p,)))[0]
 
 
 def _global(caller: str, kind: str, input: torch.Tensor, keepdim: bool) -> torch.Tensor:
@@ -238,14 +244,33 @@ def _global(caller: str, kind: str, input: torch.Tensor, keepdim: bool) -> torch
     return y if keepdim else y.flatten(-3)
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _has_no_memory(x: torch.Tensor) -> bool:
+    """Whether x only stands for a tensor (under torch.compile, export, in a FakeTensorMode): the operators know what to do then."""
+    return torch.compiler.is_compiling() or type(x) not in _PLAIN
+
+
+def _refuse_transforms(caller: str, x: torch.Tensor) -> None:
+    """NotImplementedError for what would read a wrapper's memory, or lose a tangent."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise NotImplementedError(f"{caller}: torch.func's transforms and vmap do not reach it; batch by N, and use backward()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{caller}: there is no forward-mode derivative; backward() and torch.autograd.grad work")
+
+
 def _pooled(input: torch.Tensor, op: Pooling, return_indices: bool = False, seed: int = 0) -> Any:
     """(y, taps) through autograd where a gradient will be asked for; without one, taps only if ``return_indices``."""
     x = _batched(op.caller, input)
     taps: torch.Tensor | None
     differentiates = torch.is_grad_enabled() and x.requires_grad
-    if torch.compiler.is_compiling():
+    if _has_no_memory(x):
         y, taps = library.pool(x, op, return_indices or differentiates, seed)
-    elif not differentiates:
+        return (y if input.dim() == 4 else y.squeeze(0)), taps
+    _refuse_transforms(op.caller, x)
+    x = backend.materialised(x)
+    if not differentiates:
         y, taps, _ = backend.forward(x, op, return_indices, seed)
     elif op.kind.selects:
         y, taps = SelectingPool.apply(x, op, seed)

@@ -1,7 +1,7 @@
-"""Pooling as torch.library operators: what torch.compile and torch.export see in place of the eager path's autograd Functions.
+"""Pooling as torch.library operators: for tensors that only stand for one, under torch.compile, torch.export and in a FakeTensorMode.
 
 ``fastpool::pool`` and its backward serve every kind; a reduction goes by its name, a window as a list of ints.  A call costs three times
-the eager path's, so functional.py comes here only under a compiler.  The gradient is first order there: torch.compile knows no other.
+the eager path's, so functional.py comes here only where it must.  The gradient is first order: torch.compile knows no other.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ torch.library.register_autograd("fastpool::pool", _pool_gradient, setup_context=
 @torch.library.impl("fastpool::pool_backward", "cpu")
 def _pool_backward(gy: torch.Tensor, x: Any, y: Any, saved: torch.Tensor, *arguments: Any) -> torch.Tensor:
     *operation, shape, channels_last = arguments
-    strides = (0, 0, 0, 0) if x is None else backend.readable(x).stride()
-    layout = Layout(tuple(shape), strides, channels_last)  # type: ignore[arg-type]
-    return backend.backward(gy, x, y, saved, _operation(*operation), layout)
+    layout = Layout(tuple(shape), (0, 0, 0, 0), channels_last)
+    return backend.backward(gy, x, y, saved if saved.dim() == 4 else None, _operation(*operation), layout)
 
 
 @torch.library.register_fake("fastpool::pool_backward")

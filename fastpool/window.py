@@ -98,7 +98,6 @@ class Window:
     def _tap_positions(self, axis: int, size: int) -> np.ndarray:
         return self._starts(axis, size)[:, None] + np.arange(self.kernel_size[axis]) * self.dilation[axis]
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019 - a Window is a small value; the cache is bounded
     def tap_table(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """(taps, outputs) int64: each tap's flat position in the input plane; and a bool array of that shape: whether it is inside."""
         rows, columns = self._tap_positions(0, height), self._tap_positions(1, width)
@@ -116,6 +115,8 @@ class Window:
 
 def window(caller: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Window:
     """The window a user asked ``caller`` for, checked."""
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"{caller}: ceil_mode must be a bool, got {ceil_mode!r}")
     # torch.compile would trace through the cache anyway, and warn of it.
     check = _checked.__wrapped__ if torch.compiler.is_compiling() else _checked
     return check(
@@ -132,10 +133,8 @@ def _plain(caller: str, name: str, value: Any) -> Any:
     return value if type(value) is int else pair(caller, name, value)
 
 
-@functools.lru_cache(maxsize=4096, typed=True)  # typed: True is no int here, and 1 is no ceil_mode
+@functools.lru_cache(maxsize=4096, typed=True)  # typed: True is no int here
 def _checked(caller: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Window:
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"{caller}: ceil_mode must be a bool, got {ceil_mode!r}")
     kernel = pair(caller, "kernel_size", kernel_size)
     step = kernel if stride is None else pair(caller, "stride", stride)
     pad, spread = pair(caller, "padding", padding), pair(caller, "dilation", dilation)

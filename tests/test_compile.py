@@ -1,6 +1,7 @@
 """Under torch.compile and torch.export: one graph, eager's results."""
 
 import pytest
+import reference
 import torch
 from fastpool.kernels.pool import KINDS
 from torch import nn
@@ -62,7 +63,32 @@ def test_a_converted_model(compiled):
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.draws])
 def test_operators_keep_torchs_rules(kind):
-    op = Pooling("test", KINDS[kind], window("test", 2, None, 0, 1, False), (3.0,) if kind == "lp" else ())
+    op = Pooling("test", KINDS[kind], window("test", 2, None, 0, 1, False), reference.PARAMETERS.get(kind, ()))
     x = torch.randn(2, 3, 6, 8, requires_grad=True)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.fastpool.pool, (x, *library._described(op), 0, True), test_utils=utilities)
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad], ids=["vmap", "grad"])
+def test_functional_transforms_are_refused(transform):
+    with pytest.raises(NotImplementedError, match=r"max_pool2d: torch\.func"):
+        transform(lambda t: F.max_pool2d(t, 2).sum())(torch.randn(1, 1, 4, 4))
+
+
+def test_tensors_without_numbers_in_memory():
+    """Fake tensors have a shape only, zero and negated views a mark: none may be read as it lies."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert F.max_pool2d(torch.rand(1, 2, 8, 8), 2).shape == (1, 2, 4, 4)
+    assert torch.equal(F.max_pool2d(torch._efficientzerotensor(1, 1, 4, 4), 2), torch.zeros(1, 1, 2, 2))
+    negated = torch.randn(1, 3, 6, 7, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(F.max_pool2d(negated, 2), nn.functional.max_pool2d(negated.clone(), 2))
+
+
+def test_forward_mode_is_refused():
+    import torch.autograd.forward_ad as forward_ad
+
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        F.avg_pool2d(forward_ad.make_dual(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)), 2)
