@@ -13,6 +13,7 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.AvgPool2d: fast.AvgPool2d,
     nn.LPPool2d: fast.LPPool2d,
 }
+_GLOBAL = {nn.AdaptiveMaxPool2d: "fastpool.nn.GlobalMaxPool2d", nn.AdaptiveAvgPool2d: "fastpool.nn.GlobalAvgPool2d"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ def _why_kept(module: nn.Module) -> str | None:
     base = next((b.__name__ for b in _SWAPS if isinstance(module, b)), None)
     if base:
         return f"{name} is derived from {base}, and may have changed it"
-    return f"{name} has no counterpart in fastpool" if "Pool" in name else None
+    if type(module) in _GLOBAL and module.output_size in (1, (1, 1), [1, 1]):
+        return f"{name}(1) is {_GLOBAL[type(module)]}, a class of its own: put that in its place"
+    return f"{name} has no counterpart in fastpool" if "Pool" in name and type(module).__module__.startswith("torch.nn.") else None
 
 
 def convert(model: nn.Module) -> Conversion:

@@ -200,7 +200,7 @@ def test_convert_keeps_and_reports_what_it_does_not_know(net):
     done = fastpool.convert(net)
     assert done.kept == {
         "odd": "Widened is derived from MaxPool2d, and may have changed it",
-        "head.0": "AdaptiveAvgPool2d has no counterpart in fastpool",
+        "head.0": "AdaptiveAvgPool2d(1) is fastpool.nn.GlobalAvgPool2d, a class of its own: put that in its place",
     }
     assert type(net.odd) is Widened
     assert type(net.head[0]) is nn.AdaptiveAvgPool2d
@@ -212,7 +212,7 @@ def test_a_report_reads(net):
         "swapped body.norm: LPPool2d(norm_type=2, kernel_size=2, stride=1, ceil_mode=False)",
         "swapped body.mean: AvgPool2d(kernel_size=2, stride=1, padding=1)",
         "kept    odd: Widened is derived from MaxPool2d, and may have changed it",
-        "kept    head.0: AdaptiveAvgPool2d has no counterpart in fastpool",
+        "kept    head.0: AdaptiveAvgPool2d(1) is fastpool.nn.GlobalAvgPool2d, a class of its own: put that in its place",
     ]
 
 
