@@ -176,7 +176,7 @@ def test_avg_is_torchs_at_any_geometry(geometry, layout, include_pad, seed):
     torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("p", [1, 1.5, 2, 3, -1, -2])
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, -1, -1.5, -2])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_lp_is_torchs_on_positive_input(p, ceil_mode):
     x = torch.rand(2, 3, 9, 20) + 0.1
