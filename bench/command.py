@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import commute, report
+from . import commute, pool, pool_peers, pool_report, report
 from .cases import ACTIVATIONS, NETWORKS, POOLINGS, QUICK_SITES, SITES
 from .machine import machine
 from .photograph import MissingPhotographError, photograph
@@ -21,6 +24,8 @@ FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
 
 INTERRUPTED = 128 + 2
 """The exit status of a command that SIGINT ended."""
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -66,21 +71,22 @@ def commute_command(
     """
     sites = [site for site in (QUICK_SITES if quick else SITES) if site.network in (networks or NETWORKS)]
     todo = commute.pairs(sites, poolings or POOLINGS, activations or ACTIVATIONS)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+    console = _console(110)
     try:
         photograph()
     except MissingPhotographError as error:
         raise click.ClickException(str(error)) from error
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    budget = QUICK_BUDGET if quick else FULL_BUDGET
+    with _threads_kept():
+        torch.set_num_threads(threads or torch.get_num_threads())
         where = machine()
         console.print(_header(where), highlight=False)
-        rows, interrupted = _measured(todo, batch, QUICK_BUDGET if quick else FULL_BUDGET, where, path)
-    finally:
-        torch.set_num_threads(before)
+        rows, interrupted = _measured(
+            todo,
+            lambda pair: {**commute.row(pair, batch, budget), "batch": batch, **where},
+            lambda pair: f"{pair.site}, {pair.pooling}, {pair.activation}",
+            path,
+        )
     _print(console, rows, by_site)
     if interrupted:
         console.print(
@@ -90,19 +96,107 @@ def commute_command(
     context.exit(0 if all(row["correct"] for row in rows) else 1)
 
 
+class _Shape(click.ParamType):
+    """NxCxHxW -> four sizes."""
+
+    name = "NxCxHxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){3}", value):
+            self.fail(f"{value!r} is not four sizes, as in {pool_peers.SHAPES[0]}", param, ctx)
+        return tuple(map(int, value.split("x")))
+
+
+@bench.command("pool")
+@click.option("--quick", is_flag=True, help="Two maps, three windows and fewer rounds, without torch.compile, unless asked for.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
+@click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
+@click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Only this map, or another of yours; repeatable.")
+@click.option("--kind", "kinds", type=click.Choice(list(pool_peers.KINDS)), multiple=True, help="Only this one; repeatable.")
+@click.option("--window", "windows", type=click.Choice(list(pool_peers.WINDOWS)), multiple=True, help="Only this one; repeatable.")
+@click.option("--layout", "layouts", type=click.Choice(list(pool_peers.LAYOUTS)), multiple=True, help="Only this one; repeatable.")
+@click.option("--peer", "peers", type=click.Choice(list(pool_peers.PEERS)), multiple=True, help="Only beside this one; repeatable.")
+@click.pass_context
+def pool_command(
+    context: click.Context,
+    quick: bool,
+    path: Path | None,
+    threads: tuple[int, ...],
+    shapes: tuple[tuple[int, int, int, int], ...],
+    kinds: tuple[str, ...],
+    windows: tuple[str, ...],
+    layouts: tuple[str, ...],
+    peers: tuple[str, ...],
+) -> None:
+    """How fast is each pooling, beside its peers and beside the machine's limit?
+
+    Every kind, window and memory layout on maps from caches' to memory's size, forward and with backward ("training"), beside PyTorch,
+    torch.compile, ONNX Runtime and OpenVINO, as far as these are here; and beside a copy that moves the fewest bytes the case must.
+    The whole takes hours, most of them other libraries' large windows and torch.compile: filters help.
+
+    Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
+    """
+    shapes = shapes or tuple(tuple(map(int, name.split("x"))) for name in (pool_peers.QUICK_SHAPES if quick else pool_peers.SHAPES))
+    windows = windows or (pool_peers.QUICK_WINDOWS if quick else tuple(pool_peers.WINDOWS))
+    chosen = (shapes, kinds or tuple(pool_peers.KINDS), windows, layouts or tuple(pool_peers.LAYOUTS), threads or (1, 2))
+    todo = pool.cases(*(dict.fromkeys(names) for names in chosen))
+    if not todo:
+        raise click.UsageError("no such case: global kinds have the window global and no other, and a window must fit its map")
+    wanted = peers or tuple(name for name in pool_peers.PEERS if not (quick and name == "compile"))
+    console = _console(120)
+    absent = pool_peers.missing(wanted)
+    present = [name for name in wanted if name not in absent]
+    budget = pool.QUICK_BUDGET if quick else pool.FULL_BUDGET
+    with _threads_kept():
+        where = machine()
+        used = dict.fromkeys(case.threads for case in todo)
+        console.print(_header({**where, "threads": " and ".join(map(str, used))}), highlight=False)
+        if absent:
+            why = "; ".join(f"{pool_peers.TITLES[name]} ({reason})" for name, reason in absent.items())
+            console.print(f"Not here, and left out: {why}.\n", highlight=False, markup=False)
+        rows, interrupted = _measured(todo, lambda case: {**where, **pool.row(case, present, budget)}, str, path)
+    if not rows:
+        console.print("No row was finished.")
+    else:
+        columns = pool_report.peers_of(rows)
+        console.print(pool_report.EXPLAINED, highlight=False)
+        for name in dict.fromkeys(row["shape"] for row in rows):
+            console.print(pool_report.table([row for row in rows if row["shape"] == name], columns, name))
+        console.print(pool_report.reading(rows), highlight=False, markup=False)
+    if interrupted:
+        console.print(f"\nInterrupted: {len(rows)} of {len(todo)} rows.", highlight=False)
+        context.exit(INTERRUPTED)
+    context.exit(0 if all(row["correct"] for row in rows) else 1)
+
+
+def _console(width: int) -> Console:
+    """The terminal, or ``width`` columns of a file or pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _measured(
-    todo: list[commute.Pair], batch: int, budget: float, where: dict[str, Any], path: Path | None
+    todo: Sequence[T], row: Callable[[T], dict[str, Any]], name: Callable[[T], str], path: Path | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The finished rows, written to ``path`` whatever happens, and whether Ctrl-C ended them."""
+    """The finished rows, written to ``path`` whatever happens, and whether Ctrl-C ended them.  ``name``: what the progress bar says."""
     rows: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     terminal = Console(stderr=True)
     try:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             task = progress.add_task("", total=len(todo))
-            for pair in todo:
-                progress.update(task, description=f"{pair.site}, {pair.pooling}, {pair.activation}")
-                rows.append({**commute.row(pair, batch, budget), "batch": batch, **where})
+            for case in todo:
+                progress.update(task, description=name(case))
+                rows.append(row(case))
                 progress.advance(task)
     except KeyboardInterrupt:
         return rows, True

@@ -1,0 +1,132 @@
+"""Rows of the pooling benchmark as tables and as words."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from .pool_peers import PASSES, PEERS, TITLES
+
+Row = Mapping[str, Any]
+
+SLOWER = 0.95
+"""A ratio below this is told in words; nearer to 1 the two are as fast as each other."""
+
+NAMED = 8
+"""Cases that a sentence names at most."""
+
+WORST = 5
+"""Cases whose distance from the roofline a sentence names."""
+
+DISTURBED = 1.5
+"""A roofline above this is no achievement: the copy lost a scheduler's slice to other work, as its neighbours may have."""
+
+EXPLAINED = """\
+thr: threads.  roof: part of the time in which a copy of as many bytes, over as many threads, would be done.
+GB/s: of the fewest bytes.  x: a peer's time over fastpool's (above 1: fastpool is faster).  saved: bytes an output kept for backward."""
+
+_SHORT = {"torch": "torch", "compile": "comp.", "onnxruntime": "onnxr.", "openvino": "openv."}
+
+
+def peers_of(rows: Iterable[Row]) -> list[str]:
+    """Those that have a time in one row at least."""
+    rows = list(rows)
+    return [peer for peer in PEERS if any(row[f"{peer}_ms"] for row in rows)]
+
+
+def table(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
+    """Of one map, at most 120 columns wide: a line a case, forward and training side by side; a section a window."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    for header in ("\nwindow", "\nkind", "\nlayout"):
+        made.add_column(header, no_wrap=True)
+    forward = ("forward\nms", "\nroof", "\nGB/s", *(f"{_SHORT[peer]}\nx" for peer in peers))
+    training = ("train.\nms", "\nroof", "\nGB/s", *(f"{_SHORT[peer]}\nx" for peer in peers if peer == "torch"))
+    for header in ("\nthr", *forward, *training, "saved\nours", "\ntorch"):
+        made.add_column(header, justify="right", no_wrap=True)
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["window"], row["kind"], row["layout"], row["threads"]), {})[row["pass"]] = row
+    previous = None
+    for (window, kind, layout, threads), passes in lines.items():
+        if previous not in (None, window):
+            made.add_section()
+        kind_name = kind.replace("global_", "").replace("stochastic", "stoch.").replace("_", " ")
+        cells = [window if window != previous else "", kind_name, "last" if layout == "channels_last" else "contig.", str(threads)]
+        for a_pass in PASSES:
+            cells += _cells(passes.get(a_pass), [peer for peer in peers if a_pass == "forward" or peer == "torch"])
+        saved = passes.get("training", {})
+        made.add_row(*cells, *(_number(saved.get(f"{name}_saved_bytes")) for name in ("fastpool", "torch")))
+        previous = window
+    return made
+
+
+def _cells(row: Row | None, peers: Sequence[str]) -> list[str]:
+    if row is None:
+        return ["-"] * (3 + len(peers))
+    ratios = [_number(row[f"{peer}_ratio"], "red" if (row[f"{peer}_ratio"] or 1) < SLOWER else "") for peer in peers]
+    if row["fastpool_ms"] is None:
+        return ["[bold red]WRONG", "-", "-", *ratios]
+    return [_milliseconds(row["fastpool_ms"]), f"{row['roofline']:.0%}", _number(row["gb_s"]), *ratios]
+
+
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 0.1 else f"{ms:.3f}"
+
+
+def _number(value: float | None, style: str = "") -> str:
+    """Two or three digits; a value that there is not is a dash."""
+    if value is None:
+        return "-"
+    text = f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
+    return f"[{style}]{text}[/]" if style else text
+
+
+def reading(rows: Sequence[Row]) -> str:
+    """What the tables say, in sentences made from their numbers, one a line."""
+    said = []
+    wrong = [f"{_named(row)}: {row['error']}" for row in rows if not row["correct"]]
+    if wrong:
+        said.append(f"Wrong, and not timed: {_listed(wrong)}.")
+    disturbed = [row for row in rows if (row["roofline"] or 0) > DISTURBED]
+    if disturbed:
+        said.append(
+            f"In {len(disturbed)} of {len(rows)} rows the copy took over {DISTURBED} times as long as fastpool: other work disturbed them,"
+            " and what follows leaves them out."
+        )
+        rows = [row for row in rows if row not in disturbed]
+    for peer in peers_of(rows):
+        for a_pass in PASSES:
+            compared = [row for row in rows if row["pass"] == a_pass and row[f"{peer}_ratio"]]
+            if compared:
+                said.append(_beside(peer, a_pass, compared))
+    for a_pass in PASSES:
+        timed = sorted((row for row in rows if row["pass"] == a_pass and row["roofline"]), key=lambda row: row["roofline"])
+        if timed:
+            middle = statistics.median(row["roofline"] for row in timed)
+            worst = [f"{_named(row)} ({row['roofline']:.0%})" for row in timed[:WORST]]
+            said.append(f"Roofline, {a_pass}: {middle:.0%} in the median; furthest from it {_listed(worst)}.")
+    return "\n".join(said)
+
+
+def _beside(peer: str, a_pass: str, rows: Sequence[Row]) -> str:
+    name = f"{peer}_ratio"
+    ratios = [row[name] for row in rows]
+    spread = f"geometric mean of {len(ratios)}; {_number(min(ratios))}x to {_number(max(ratios))}x"
+    text = f"fastpool is {_number(statistics.geometric_mean(ratios))}x as fast as {TITLES[peer]}, {a_pass} ({spread})"
+    ahead = [f"{_named(row)} ({row[name]:.2f}x)" for row in sorted(rows, key=lambda row: row[name]) if row[name] < SLOWER]
+    return f"{text}; {TITLES[peer]} is ahead in {len(ahead)}: {_listed(ahead)}." if ahead else f"{text}; it is nowhere ahead."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return "; ".join([*names[:NAMED], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _named(row: Row) -> str:
+    kind = row["kind"].replace("_", " ")
+    window = "" if row["window"] == "global" else f" {row['window']}"
+    return f"{kind}{window} on {row['shape']} {row['layout']}, {row['threads']} thr"
