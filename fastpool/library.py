@@ -1,7 +1,7 @@
 """Pooling as torch.library operators: for tensors that only stand for one, under torch.compile, torch.export and in a FakeTensorMode.
 
-``fastpool::pool`` and its backward serve every kind; a reduction goes by its name, a window as a list of ints.  A call costs three times
-the eager path's, so functional.py comes here only where it must.  The gradient is first order: torch.compile knows no other.
+``fastpool::pool`` and its backward serve every kind; a reduction goes by its name, a window as a list of ints.  A call costs
+more than the eager path's, so functional.py comes here only where it must.  The gradient is first order: torch.compile knows no other.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A *worker* is a serial C function ``worker(args, start, stop)``: it does jobs st
 operation.  ``args`` is a flat int64 array of addresses, sizes and the bits of numbers.  A worker trusts its arguments, allocates nothing
 and returns nothing.  ``launch`` spreads the jobs over threads.
 
-Measured: a worker compiles in 0.1 to 0.5 s where a ``prange`` function of its own takes 1.2 s.
+Measured: a worker compiles in 0.4 to 0.8 s, and is small enough that hundreds of specialisations are affordable.
 """
 
 import functools

@@ -637,7 +637,8 @@ def multiply_wide(tyctx, x, y):
 def unroll(tyctx, body, count, carry, args):
     """carry = body(carry, k, args) for k = 0 .. count - 1, written out: k is a constant wherever body's code uses it.
 
-    LLVM leaves a loop over three taps rolled, with a branch on each tap's phase: 4x slower on a map of 56 columns.
+    LLVM leaves a loop over three taps rolled, with a branch on each tap's phase: on 8x64x112x112, 3x3 s2 p1, average pooling took 1.45
+    ms so and 1.16 unrolled, the backward of max 4.1 and 1.7.
     """
     call = body.get_call_type(tyctx, (carry, types.int64, args), {})
 

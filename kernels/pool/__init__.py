@@ -71,7 +71,7 @@ class Selecting(_Reduction):
 class Summing(_Reduction):
     """A pooling whose every element has a share in the output, and in the gradient.
 
-    ``p`` is the tuple of ``parameters``; ``count`` the number of taps that the average divides by (DESIGN.md section 6: by
+    ``p`` is the tuple of ``parameters``; ``count`` the number of taps that the average divides by (by
     count_include_pad, ceil_mode and divisor_override); ``size`` the number of taps of a whole window.
     """
 
