@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from . import runtime
@@ -108,8 +109,36 @@ def saved_dtype(op: Pooling, dtype: torch.dtype, shape: Sizes) -> torch.dtype | 
     return getattr(torch, name) if name else None
 
 
+class _Spatial:
+    """A window with a depth of 1: kernels see three axes."""
+
+    def __init__(self, window: Window) -> None:
+        self._window, self.regular = window, True
+        self.kernel_size, self.stride, self.dilation = ((1, *v) for v in (window.kernel_size, window.stride, window.dilation))
+        self.padding, self.taps = (0, *window.padding), window.taps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Spatial) and self._window == other._window
+
+    def __hash__(self) -> int:
+        return hash(self._window)
+
+    def counts(self, axis: int, size: int, include_pad: bool) -> Any:
+        return np.ones(1, int) if axis == 0 else self._window.counts(axis - 1, size, include_pad)
+
+    def spans(self, axis: int, size: int) -> Any:
+        origin = self._window._starts(axis - 1, size) if axis else np.zeros(1, int)
+        step, taps = self.dilation[axis], self.kernel_size[axis]
+        first = np.clip(-(origin // step), 0, taps)
+        return origin, first, np.clip(-((origin - size) // step), first, taps)
+
+
 def _geometry(backend: Any, op: Pooling, dtype: torch.dtype, layout: Layout) -> Any:
-    return backend.Geometry(_DTYPES[dtype], *layout, op.window, op.include_pad, op.divisor)
+    (n, c, h, w), (sn, sc, sh, sw) = layout.shape, layout.strides
+    window = _Spatial(op.window) if op.window else None
+    return backend.Geometry(
+        _DTYPES[dtype], (n, c, 1, h, w), (sn, sc, h * sh, sh, sw), layout.channels_last, window, op.include_pad, op.divisor
+    )
 
 
 def _name(dtype: torch.dtype | None) -> str | None:

@@ -3,10 +3,11 @@
 ``@specialised`` turns a factory of Python functions into a factory of compiled *workers* (see launch.py).  What makes two
 compilations the same is written down, not found out by pickling closures: the factory, its arguments, the text of the sources,
 and the compiler and CPU.  So a second process compiles nothing, and an edited source recompiles what depends on it: an arithmetic
-file its own kernels, every other file of ``kernels/`` all of them.  (Numba's own cache misses on closures over dispatchers, goes
+file its own kernels, every other file of ``kernels/`` those of the files that import it.  (Numba's own cache misses on closures over dispatchers, goes
 stale on closures over imported helpers, and does not notice an edited intrinsic.)
 """
 
+import ast
 import contextlib
 import ctypes
 import functools
@@ -65,13 +66,32 @@ def _digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def _imported(path):
+    """The files of ``kernels/`` that one of them imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            yield from (base.with_suffix(".py"), base / "__init__.py", *(base / f"{alias.name}.py" for alias in node.names))
+
+
 @functools.cache
-def _common_digest():
-    """Of everything a kernel may depend on but the arithmetic files: sources, compiler, CPU."""
-    sources = [p for p in sorted(HERE.rglob("*.py")) if p.parent.name != "pool" or p.name == "__init__.py"]
+def _sources(path):
+    """A file of ``kernels/`` and all that it imports, directly or not; the arithmetic files are told by the kinds that are used."""
+    found, todo = set(), [path]
+    while todo:
+        path = todo.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            todo += _imported(path)
+    return sorted(found)
+
+
+@functools.cache
+def _common_digest(path):
+    """Of everything a kernel of this file may depend on but the arithmetic files: sources, compiler, CPU."""
     versions = (numba.__version__, llvmlite.__version__, sys.version_info[:2])
     target = registry.cpu_target.target_context.codegen().magic_tuple()
-    text = repr(([(p.relative_to(HERE).as_posix(), _digest(p)) for p in sources], versions, target))
+    text = repr(([(p.relative_to(HERE).as_posix(), _digest(p)) for p in _sources(path)], versions, target))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -84,10 +104,10 @@ def _describe(constant):
 class _DiskCache(_Cache):
     """One compiled function in one file, named by what it was compiled from; written whole or not at all."""
 
-    def __init__(self, name, key):
+    def __init__(self, name, key, path):
         self._name = name
         self._impl = CompileResultCacheImpl.__new__(CompileResultCacheImpl)
-        digest = hashlib.sha256(f"{_common_digest()} {key}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{_common_digest(path)} {key}".encode()).hexdigest()
         self._path = directory() / f"{name}-{digest[:24]}.bin"
 
     @property
@@ -136,9 +156,9 @@ class _NoCache(NullCache):
         compiled_here.append(self._name)
 
 
-def cache(name, key):
-    """The cache of one compiled function called ``name`` that is determined by the text ``key`` and the sources."""
-    return _DiskCache(name, key) if directory() else _NoCache(name)
+def cache(name, key, path):
+    """The cache of one compiled function called ``name`` that is determined by the text ``key`` and the file it is written in."""
+    return _DiskCache(name, key, Path(path)) if directory() else _NoCache(name)
 
 
 def specialised(factory):
@@ -150,11 +170,10 @@ def specialised(factory):
     @functools.cache
     def compiled(*constants):
         name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
-        source = _digest(factory.__code__.co_filename)
-        key = f"{factory.__module__}.{factory.__qualname__}@{source}({', '.join(map(_describe, constants))})"
+        key = f"{factory.__module__}.{factory.__qualname__}({', '.join(map(_describe, constants))})"
         # numpy's error model: no branch for a division by zero in a worker, which could not raise.
         worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"})
-        worker._cache = cache(name, key)
+        worker._cache = cache(name, key, factory.__code__.co_filename)
         worker.compile()
         return Worker(name, worker.address, _SERIAL(worker.address), worker)
 

@@ -44,7 +44,7 @@ def _driver():
         for chunk in prange((jobs + grain - 1) // grain):
             _call(address, args, chunk * grain, min(jobs, (chunk + 1) * grain))
 
-    run._cache = cache("launch.run", "run(address, args, jobs, grain)")
+    run._cache = cache("launch.run", "run(address, args, jobs, grain)", __file__)
     run.compile(types.void(types.int64, types.int64[::1], types.int64, types.int64))
     parallel._launch_threads()
     return run, numba.threading_layer() != "workqueue"

@@ -29,7 +29,19 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+
+
+class Storage(types.Number):
+    """A 16-bit float in memory; in registers it is a float32 (``number``)."""
+
+
+float16, bfloat16 = Storage("float16"), Storage("bfloat16")
+
+
+def number(dtype):
+    """The dtype that numbers stored as ``dtype`` are computed in."""
+    return types.float32 if isinstance(dtype, Storage) else dtype
 
 
 class Vec(types.Type):
@@ -64,8 +76,8 @@ def register_bytes():
 
 
 def native_lanes(dtype):
-    """How many numbers of a Numba dtype fit one register of this CPU."""
-    return register_bytes() * 8 // dtype.bitwidth
+    """How many numbers stored as a Numba dtype fit one register of this CPU once they are loaded."""
+    return register_bytes() * 8 // number(dtype).bitwidth
 
 
 # Types in LLVM
@@ -85,6 +97,12 @@ def _vec_ir(vec):
 
 def _mask_ir(lanes):
     return ir.VectorType(I1, lanes)
+
+
+@register_model(Storage)
+class _StorageModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, I16)
 
 
 @register_model(Vec)
@@ -134,26 +152,66 @@ def _at(b, pointer, offset):
     return b.gep(pointer, [offset])
 
 
-def _load_whole(b, pointer, vec):
-    value = b.load(b.bitcast(pointer, _vec_ir(vec).as_pointer()))
-    value.align = _bytes(vec)
+def _stored(vec, storage):
+    """The Vec as it lies in memory: of 16-bit integers for 16-bit floats."""
+    return Vec(types.uint16, vec.lanes) if isinstance(storage, Storage) else vec
+
+
+def _widened(b, value, storage, vec):
+    """What was loaded, as numbers."""
+    if storage == bfloat16:
+        wide = b.zext(value, ir.VectorType(I32, vec.lanes))
+        return b.bitcast(b.shl(wide, _constant(vec.lanes, I32, [16] * vec.lanes)), _vec_ir(vec))
+    if storage == float16:
+        return b.fpext(b.bitcast(value, ir.VectorType(ir.HalfType(), vec.lanes)), _vec_ir(vec))
     return value
 
 
-def _load_masked(b, pointer, vec, mask, fill):
-    pointer = b.bitcast(pointer, _vec_ir(vec).as_pointer())
-    return _call_llvm(
-        b, f"llvm.masked.load.{_intrinsic_suffix(vec)}.p0", _vec_ir(vec), [pointer, ir.Constant(I32, _bytes(vec)), mask, fill]
-    )
+def _narrowed(b, value, storage, vec):
+    """Numbers as they are stored: rounded to nearest even; a NaN stays one."""
+    raw = ir.VectorType(I16, vec.lanes)
+    if storage == bfloat16:
+
+        def every(bits):
+            return _constant(vec.lanes, I32, [bits] * vec.lanes)
+
+        bits = b.bitcast(value, ir.VectorType(I32, vec.lanes))
+        odd = b.and_(b.lshr(bits, every(16)), every(1))
+        rounded = b.add(bits, b.add(odd, every(0x7FFF)))
+        quiet = b.or_(bits, every(0x400000))
+        return b.trunc(b.lshr(b.select(b.fcmp_unordered("uno", value, value), quiet, rounded), every(16)), raw)
+    if storage == float16:
+        return b.bitcast(b.fptrunc(value, ir.VectorType(ir.HalfType(), vec.lanes)), raw)
+    return value
 
 
-def _store_whole(b, pointer, vec, value):
-    b.store(value, b.bitcast(pointer, _vec_ir(vec).as_pointer())).align = _bytes(vec)
+def _load_whole(b, pointer, vec, storage):
+    raw = _stored(vec, storage)
+    value = b.load(b.bitcast(pointer, _vec_ir(raw).as_pointer()))
+    value.align = _bytes(raw)
+    return _widened(b, value, storage, vec)
 
 
-def _store_masked(b, pointer, vec, mask, value):
-    pointer = b.bitcast(pointer, _vec_ir(vec).as_pointer())
-    _call_llvm(b, f"llvm.masked.store.{_intrinsic_suffix(vec)}.p0", ir.VoidType(), [value, pointer, ir.Constant(I32, _bytes(vec)), mask])
+def _load_masked(b, pointer, vec, storage, mask, fill):
+    raw = _stored(vec, storage)
+    pointer = b.bitcast(pointer, _vec_ir(raw).as_pointer())
+    # Zeros, then a select: a fill of its own would have to be narrowed first.  LLVM folds the two where the CPU can.
+    zeros = ir.Constant(_vec_ir(raw), None)
+    name = f"llvm.masked.load.{_intrinsic_suffix(raw)}.p0"
+    value = _call_llvm(b, name, _vec_ir(raw), [pointer, ir.Constant(I32, _bytes(raw)), mask, fill if raw == vec else zeros])
+    return value if raw == vec else b.select(mask, _widened(b, value, storage, vec), fill)
+
+
+def _store_whole(b, pointer, vec, storage, value):
+    raw = _stored(vec, storage)
+    b.store(_narrowed(b, value, storage, vec), b.bitcast(pointer, _vec_ir(raw).as_pointer())).align = _bytes(raw)
+
+
+def _store_masked(b, pointer, vec, storage, mask, value):
+    raw = _stored(vec, storage)
+    pointer = b.bitcast(pointer, _vec_ir(raw).as_pointer())
+    arguments = [_narrowed(b, value, storage, vec), pointer, ir.Constant(I32, _bytes(raw)), mask]
+    _call_llvm(b, f"llvm.masked.store.{_intrinsic_suffix(raw)}.p0", ir.VoidType(), arguments)
 
 
 def _positions(b, first, lanes, step=1):
@@ -314,8 +372,8 @@ def unit(tyctx, bits, x):
 @intrinsic(prefer_literal=True)
 def load(tyctx, x, offset, lanes):
     """x[offset : offset + lanes]."""
-    vec = Vec(x.dtype, lanes.literal_value)
-    return vec(x, types.int64, lanes), lambda ctx, b, sig, args: _load_whole(b, _at(b, args[0], args[1]), vec)
+    vec = Vec(number(x.dtype), lanes.literal_value)
+    return vec(x, types.int64, lanes), lambda ctx, b, sig, args: _load_whole(b, _at(b, args[0], args[1]), vec, x.dtype)
 
 
 @intrinsic
@@ -323,9 +381,9 @@ def load_masked(tyctx, x, offset, mask, fill):
     """x[offset : offset + lanes] where mask holds; the other lanes read nothing and are those of ``fill``."""
 
     def codegen(ctx, b, sig, args):
-        return _load_masked(b, _at(b, args[0], args[1]), fill, args[2], args[3])
+        return _load_masked(b, _at(b, args[0], args[1]), fill, x.dtype, args[2], args[3])
 
-    if x.dtype == fill.dtype and mask.lanes == fill.lanes:
+    if number(x.dtype) == fill.dtype and mask.lanes == fill.lanes:
         return fill(x, types.int64, mask, fill), codegen
 
 
@@ -350,10 +408,10 @@ def store(tyctx, y, offset, x):
     """y[offset : offset + lanes] = x."""
 
     def codegen(ctx, b, sig, args):
-        _store_whole(b, _at(b, args[0], args[1]), x, args[2])
+        _store_whole(b, _at(b, args[0], args[1]), x, y.dtype, args[2])
         return ctx.get_dummy_value()
 
-    if y.dtype == x.dtype:
+    if number(y.dtype) == x.dtype:
         return types.void(y, types.int64, x), codegen
 
 
@@ -362,21 +420,47 @@ def store_masked(tyctx, y, offset, x, mask):
     """y[offset + i] = x[i] where mask holds; nothing else is written."""
 
     def codegen(ctx, b, sig, args):
-        _store_masked(b, _at(b, args[0], args[1]), x, args[3], args[2])
+        _store_masked(b, _at(b, args[0], args[1]), x, y.dtype, args[3], args[2])
         return ctx.get_dummy_value()
 
-    if y.dtype == x.dtype and mask.lanes == x.lanes:
+    if number(y.dtype) == x.dtype and mask.lanes == x.lanes:
         return types.void(y, types.int64, x, mask), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_one(tyctx, x, offset, lanes):
+    """x[offset] in every lane."""
+    vec, one = Vec(number(x.dtype), lanes.literal_value), Vec(number(x.dtype), 1)
+
+    def codegen(ctx, b, sig, args):
+        value = _load_whole(b, _at(b, args[0], args[1]), one, x.dtype)
+        return _broadcast(b, b.extract_element(value, ir.Constant(I32, 0)), vec.lanes)
+
+    return vec(x, types.int64, lanes), codegen
+
+
+@intrinsic
+def store_one(tyctx, y, offset, x):
+    """y[offset] = lane 0 of x."""
+    one = Vec(x.dtype, 1)
+
+    def codegen(ctx, b, sig, args):
+        first = b.shuffle_vector(args[2], args[2], _constant(1, I32, [0]))
+        _store_whole(b, _at(b, args[0], args[1]), one, y.dtype, first)
+        return ctx.get_dummy_value()
+
+    if number(y.dtype) == x.dtype:
+        return types.void(y, types.int64, x), codegen
 
 
 @intrinsic(prefer_literal=True)
 def load_phases(tyctx, x, offset, stride, lanes):
     """``stride`` Vecs; lane i of phase p is x[offset + i * stride + p].  Reads stride * lanes elements, each once."""
-    vec, s = Vec(x.dtype, lanes.literal_value), stride.literal_value
+    vec, s = Vec(number(x.dtype), lanes.literal_value), stride.literal_value
     result = types.UniTuple(vec, s)
 
     def codegen(ctx, b, sig, args):
-        wholes = [_load_whole(b, _at(b, args[0], b.add(args[1], ir.Constant(I64, r * vec.lanes))), vec) for r in range(s)]
+        wholes = [_load_whole(b, _at(b, args[0], b.add(args[1], ir.Constant(I64, r * vec.lanes))), vec, x.dtype) for r in range(s)]
         return ctx.make_tuple(b, result, _deinterleave(b, wholes, vec.lanes))
 
     return result(x, types.int64, stride, lanes), codegen
@@ -394,10 +478,10 @@ def load_phases_between(tyctx, x, base, first, low, high, stride, fill):
         for r in range(s):
             position = b.add(first, ir.Constant(I64, r * lanes))
             mask = _inside(b, position, low, high, lanes)
-            wholes.append(_load_masked(b, _at(b, pointer, b.add(base, position)), fill, mask, fill_value))
+            wholes.append(_load_masked(b, _at(b, pointer, b.add(base, position)), fill, x.dtype, mask, fill_value))
         return ctx.make_tuple(b, result, _deinterleave(b, wholes, lanes))
 
-    if x.dtype == fill.dtype:
+    if number(x.dtype) == fill.dtype:
         return result(x, *[types.int64] * 4, stride, fill), codegen
 
 
@@ -409,10 +493,10 @@ def store_phases(tyctx, y, offset, phases):
     def codegen(ctx, b, sig, args):
         values = [b.extract_value(args[2], p) for p in range(phases.count)]
         for r, whole in enumerate(_interleave(b, values, vec.lanes)):
-            _store_whole(b, _at(b, args[0], b.add(args[1], ir.Constant(I64, r * vec.lanes))), vec, whole)
+            _store_whole(b, _at(b, args[0], b.add(args[1], ir.Constant(I64, r * vec.lanes))), vec, y.dtype, whole)
         return ctx.get_dummy_value()
 
-    if y.dtype == vec.dtype:
+    if number(y.dtype) == vec.dtype:
         return types.void(y, types.int64, phases), codegen
 
 
@@ -427,10 +511,10 @@ def store_phases_between(tyctx, y, base, first, low, high, phases):
         for r, whole in enumerate(_interleave(b, values, vec.lanes)):
             position = b.add(first, ir.Constant(I64, r * vec.lanes))
             mask = _inside(b, position, low, high, vec.lanes)
-            _store_masked(b, _at(b, pointer, b.add(base, position)), vec, mask, whole)
+            _store_masked(b, _at(b, pointer, b.add(base, position)), vec, y.dtype, mask, whole)
         return ctx.get_dummy_value()
 
-    if y.dtype == vec.dtype:
+    if number(y.dtype) == vec.dtype:
         return types.void(y, *[types.int64] * 4, phases), codegen
 
 
@@ -468,17 +552,57 @@ def repeat(tyctx, x, count):
     return result(x, count), lambda ctx, b, sig, args: ctx.make_tuple(b, result, [args[0]] * result.count)
 
 
+@intrinsic(prefer_literal=True)
+def stacked(tyctx, count, dtype):
+    """An array of ``count`` numbers on the stack of the worker that asks, uninitialised."""
+    result = types.CPointer(dtype.dtype)
+
+    def codegen(ctx, b, sig, args):
+        with b.goto_entry_block():
+            return b.alloca(_scalar_ir(dtype.dtype), ir.Constant(I64, count.literal_value))
+
+    return result(count, dtype), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_each(tyctx, arrays, offset, lanes):
+    """``load`` from each of a tuple of arrays."""
+    vecs = [Vec(array.dtype, lanes.literal_value) for array in arrays]
+    result = types.Tuple(vecs)
+
+    def codegen(ctx, b, sig, args):
+        found = [_load_whole(b, _at(b, b.extract_value(args[0], i), args[1]), vec, vec.dtype) for i, vec in enumerate(vecs)]
+        return ctx.make_tuple(b, result, found)
+
+    return result(arrays, types.int64, lanes), codegen
+
+
+@intrinsic
+def store_each(tyctx, arrays, offset, values):
+    """``store`` to each of a tuple of arrays."""
+
+    def codegen(ctx, b, sig, args):
+        for i, vec in enumerate(values):
+            _store_whole(b, _at(b, b.extract_value(args[0], i), args[1]), vec, vec.dtype, b.extract_value(args[2], i))
+        return ctx.get_dummy_value()
+
+    if [array.dtype for array in arrays] == [vec.dtype for vec in values]:
+        return types.void(arrays, types.int64, values), codegen
+
+
 @intrinsic
 def gather_between(tyctx, x, base, first, stride, low, high, fill):
     """Lane i is x[base + first + i * stride] where low <= first + i * stride < high, else fill's; any stride, known at run time."""
 
     def codegen(ctx, b, sig, args):
         pointer, base, first, stride, low, high, fill_value = args
-        mask, addresses = _strided_lanes(b, pointer, base, first, stride, low, high, fill)
-        name = f"llvm.masked.gather.{_intrinsic_suffix(fill)}.v{fill.lanes}p0"
-        return _call_llvm(b, name, _vec_ir(fill), [addresses, ir.Constant(I32, _bytes(fill)), mask, fill_value])
+        raw = _stored(fill, x.dtype)
+        mask, addresses = _strided_lanes(b, pointer, base, first, stride, low, high, raw)
+        name = f"llvm.masked.gather.{_intrinsic_suffix(raw)}.v{raw.lanes}p0"
+        value = _call_llvm(b, name, _vec_ir(raw), [addresses, ir.Constant(I32, _bytes(raw)), mask, ir.Constant(_vec_ir(raw), None)])
+        return b.select(mask, _widened(b, value, x.dtype, fill), fill_value)
 
-    if x.dtype == fill.dtype:
+    if number(x.dtype) == fill.dtype:
         return fill(x, *[types.int64] * 5, fill), codegen
 
 
@@ -488,12 +612,13 @@ def scatter_between(tyctx, y, base, first, stride, low, high, x):
 
     def codegen(ctx, b, sig, args):
         pointer, base, first, stride, low, high, value = args
-        mask, addresses = _strided_lanes(b, pointer, base, first, stride, low, high, x)
-        name = f"llvm.masked.scatter.{_intrinsic_suffix(x)}.v{x.lanes}p0"
-        _call_llvm(b, name, ir.VoidType(), [value, addresses, ir.Constant(I32, _bytes(x)), mask])
+        raw = _stored(x, y.dtype)
+        mask, addresses = _strided_lanes(b, pointer, base, first, stride, low, high, raw)
+        name = f"llvm.masked.scatter.{_intrinsic_suffix(raw)}.v{raw.lanes}p0"
+        _call_llvm(b, name, ir.VoidType(), [_narrowed(b, value, y.dtype, x), addresses, ir.Constant(I32, _bytes(raw)), mask])
         return ctx.get_dummy_value()
 
-    if y.dtype == x.dtype:
+    if number(y.dtype) == x.dtype:
         return types.void(y, *[types.int64] * 5, x), codegen
 
 
@@ -548,7 +673,7 @@ def _operator(op, arity, instruction, result=lambda x: x):
 
 
 def _by_dtype(on_float, on_signed, on_unsigned, on_mask=None):
-    """The builder's method for a Vec's dtype or a Mask, by name."""
+    """The builder's method for a Vec's dtype or a Mask, by name.  / of integers truncates, as torch's average of integers does."""
 
     def instruction(x):
         if isinstance(x, Mask):
@@ -566,7 +691,7 @@ for _op, _names in {
     operator.add: ("fadd", "add", "add"),
     operator.sub: ("fsub", "sub", "sub"),
     operator.mul: ("fmul", "mul", "mul"),
-    operator.truediv: ("fdiv", None, None),
+    operator.truediv: ("fdiv", "sdiv", "udiv"),
     operator.and_: (None, "and_", "and_", "and_"),
     operator.or_: (None, "or_", "or_", "or_"),
     operator.xor: (None, "xor", "xor", "xor"),
@@ -663,6 +788,18 @@ def pointer(tyctx, args, k, dtype):
         return b.inttoptr(b.load(_at(b, values[0], values[1])), ctx.get_value_type(result))
 
     return result(args, types.int64, dtype), codegen
+
+
+@intrinsic(prefer_literal=True)
+def integers(tyctx, args, k, count):
+    """args[k], args[k + 1], ...: ``count`` of them as a tuple."""
+    result = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(ctx, b, sig, values):
+        slots = [b.add(values[1], ir.Constant(I64, i)) for i in range(result.count)]
+        return ctx.make_tuple(b, result, [b.load(_at(b, values[0], slot)) for slot in slots])
+
+    return result(args, types.int64, count), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -1,18 +1,39 @@
 """Loop nests over channels_last maps: lanes run over channels; a job is one row of one image.
 
-Every lane of a register stands at the same pixel, so a window's edges are loop bounds, not masks; only the last channels are masked.
+Every lane of a register stands at the same pixel, so a window's edges are loop bounds, not masks.  GROUP registers of channels go through
+a window together: their chains of steps overlap, and they share the loop.  A pixel's last channels run over into the next pixel, which
+is written after it; only the last pixel of a job is masked.
 """
 
-from numba import int32, uint32
+from numba import int64, uint32
 
 from ..compile import specialised
-from ..simd import between, convert, lane_index, load, load_masked, numbers, pointer, splat, store, store_masked
+from ..simd import (
+    between,
+    convert,
+    integers,
+    lane_index,
+    load,
+    load_masked,
+    number,
+    numbers,
+    phase,
+    pointer,
+    repeat,
+    splat,
+    store,
+    store_masked,
+    unroll,
+    with_phase,
+)
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, draw
+from .reduction import arithmetic, draw, index
+
+GROUP = 4
 
 
-def _access(dtype, lanes, bounded):
+def _access(lanes, bounded):
     """(fetch, put): a register of channels c, c + 1, ... < C of the pixel at an offset."""
 
     @jitable
@@ -31,144 +52,208 @@ def _access(dtype, lanes, bounded):
     return fetch, put
 
 
-def _window(step, dtype, lanes, bounded):
-    """(state, args) -> state, through the taps (first, left) .. (end - 1, right - 1) of one window."""
-    fetch, _ = _access(dtype, lanes, bounded)
+def _window(step, tapped, lanes, registers, bounded):
+    """(states, args) -> states, one a register, through the taps inside of one window."""
+    fetch, _ = _access(lanes, bounded)
 
     @jitable
-    def taps(state, args):
-        x, origin, stride_h, stride_w, first, end, left, right, c, C, KW, DH, DW, fill, p = args
-        for kh in range(first, end):
-            for kw in range(left, right):
-                v = fetch(x, origin + kh * DH * stride_h + kw * DW * stride_w, c, C, fill)
-                state = step(state, v, splat(int32(kh * KW + kw), lanes), p)
-        return state
+    def stepped(states, i, args):
+        x, pixel, c, C, fill, tap, p = args
+        return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, fill), tap, p))
+
+    @jitable
+    def taps(states, args):
+        x, origin, steps, slices, lines, columns, c, C, KH, KW, fill, p = args
+        for kd in range(slices[0], slices[1]):
+            for kh in range(lines[0], lines[1]):
+                row = origin + kd * steps[0] + kh * steps[1]
+                for kw in range(columns[0], columns[1]):
+                    tap = splat(tapped((kd * KH + kh) * KW + kw), lanes)
+                    states = unroll(stepped, registers, states, (x, row + kw * steps[2], c, C, fill, tap, p))
+        return states
 
     return taps
 
 
-def _pooled(kind, dtype, saved, saves, lanes, bounded):
-    """Pool one window's channels c .. c + lanes - 1 and store them at ``out``."""
-    A, L = arithmetic(kind), lanes
-    neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, lanes), A.surveys
-    window, survey = _window(A.step, dtype, lanes, bounded), _window(A.survey or A.step, dtype, lanes, bounded)
-    _, put = _access(dtype, lanes, bounded)
+def _pooled(kind, dtype, saved, saves, lanes, registers, bounded):
+    """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
+    A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
+    begin, finish, drawn, surveys = A.begin, A.finish, draw(kind, lanes), A.surveys
+    window, survey = (_window(step, tapped, lanes, registers, bounded) for step in (A.step, A.survey or A.step))
+    _, put = _access(lanes, bounded)
 
     @jitable
-    def pool(y, kept, out, tap, count, size, position, plane, k0, k1, args):
-        c, C, p = args[8], args[9], args[14]
-        zero = splat(dtype(0), L)
-        planes = splat(uint32(plane), L) + lane_index(uint32, L)
+    def begun(states, i, args):
+        totals, tap, position, plane, k0, k1 = args
+        zero, planes = splat(real(0), L), splat(uint32(plane + i * L), L) + lane_index(uint32, L)
         u = drawn(splat(uint32(position), L), planes, k0, k1, zero)
-        total = zero
-        if surveys:
-            total = survey(total, args)
-        state = window(begin(zero, splat(int32(tap), L), total, u), args)
-        value, choice = finish(state, splat(count, L), splat(size, L), p)
-        put(y, out, c, C, value)
-        if saves:
-            put(kept, out, c, C, convert(choice, saved))
+        return with_phase(states, i, begin(zero, splat(tapped(tap), L), phase(totals, i), u))
 
-    return pool, neutral
+    @jitable
+    def ended(states, i, args):
+        y, kept, out, c, C, count, size, p = args
+        value, choice = finish(phase(states, i), count, size, p)
+        put(y, out, c + i * L, C, value)
+        if saves:
+            put(kept, out, c + i * L, C, convert(choice, saved))
+        return states
+
+    @jitable
+    def pool(y, kept, out, tap, count, size, draws, args):
+        c, C, p = args[6], args[7], args[11]
+        zero = splat(real(0), L)
+        totals = repeat(zero, registers)
+        if surveys:
+            totals = survey(totals, args)
+        states = repeat(begin(zero, splat(tapped(tap), L), zero, zero), registers)
+        states = unroll(begun, registers, states, (totals, tap, *draws))
+        unroll(ended, registers, window(states, args), (y, kept, out, c, C, splat(count, L), splat(size, L), p))
+
+    return pool
 
 
 @specialised
 def forward(kind, dtype, saved, saves, lanes):
-    """Arguments: x, y, saved, rows, columns; C, H, W, OH, OW; x's strides of N, H and W; KH, SH, DH, PH, KW, SW, DW, PW; the seed's
-    halves; the reduction's parameters.  rows[oh] * columns[ow] is a window's count.  y and saved are dense."""
-    P, L = len(kind.parameters), lanes
+    """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
+    and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the seed's halves; the reduction's
+    parameters.  y and saved are dense."""
+    P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
-    pool_inside, neutral = _pooled(kind, dtype, saved, saves, lanes, False)
-    pool_bounded, _ = _pooled(kind, dtype, saved, saves, lanes, True)
+    several, inside, bounded = (
+        _pooled(kind, dtype, saved, saves, lanes, *form) for form in ((GROUP, False), (1, False), (1, True))
+    )  # fmt: skip
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        rows, columns = pointer(args, 3, dtype), pointer(args, 4, dtype)
-        C, H, W, OH, OW = args[5], args[6], args[7], args[8], args[9]
-        stride_n, stride_h, stride_w = args[10], args[11], args[12]
-        KH, SH, DH, PH, KW, SW, DW, PW = args[13], args[14], args[15], args[16], args[17], args[18], args[19], args[20]
-        k0, k1 = args[21], args[22]
-        p, fill = numbers(args, 23, P, dtype, L), neutral(splat(dtype(0), L))
+        spans_d, spans_h, spans_w = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, int64)
+        counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
+        C, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 9, 9)
+        steps = integers(args, 18, 3)
+        KD, KH, KW, SH, SW, k0, k1 = integers(args, 21, 7)
+        p, fill, size = numbers(args, 28, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
         for job in range(start, stop):
-            n, oh = job // OH, job % OH
-            top = oh * SH - PH
-            first, end = max(0, (DH - 1 - top) // DH), min(KH, (H - top + DH - 1) // DH)
+            n, r = job // (OD * OH), job % (OD * OH)
+            od, oh = r // OH, r % OH
+            slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
+            row = n * stride_n + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
+            lowest = row + (slices[1] - 1) * steps[0] + (lines[1] - 1) * steps[1]
+            row_count, row_tap = counts_d[od] * counts_h[oh], (slices[0] * KH + lines[0]) * KW
             for ow in range(OW):
-                edge = ow * SW - PW
-                left, right = max(0, (DW - 1 - edge) // DW), min(KW, (W - edge + DW - 1) // DW)
-                origin = n * stride_n + top * stride_h + edge * stride_w
-                out, tap, count = (job * OW + ow) * C, first * KW + left, rows[oh] * columns[ow]
-                for kh in range(max(0, end - SH), end):  # the rows that this row of outputs is the first to read
-                    ask(x, origin + kh * DH * stride_h + far, SW * C)
-                for c in range(0, C, L):
-                    window = x, origin, stride_h, stride_w, first, end, left, right, c, C, KW, DH, DW, fill, p
-                    if c + L <= C:
-                        pool_inside(y, kept, out, tap, count, dtype(KH * KW), oh * OW + ow, n * C + c, k0, k1, window)
+                columns = spans_w[3 * ow + 1], spans_w[3 * ow + 2]
+                edge = spans_w[3 * ow] * stride_w
+                last = lowest + edge + (columns[1] - 1) * steps[2]
+                for kh in range(max(lines[0], lines[1] - SH), lines[1]):  # the rows that this row of outputs is the first to read
+                    ask(x, row + edge + (slices[1] - 1) * steps[0] + kh * steps[1] + far, SW * C)
+                out, tap, count = (job * OW + ow) * C, row_tap + columns[0], row_count * counts_w[ow]
+                c = 0
+                while c < C:
+                    window = x, row + edge, steps, slices, lines, columns, c, C, KH, KW, fill, p
+                    draws = r * OW + ow, n * C + c, k0, k1
+                    if c + GROUP * L <= C:
+                        several(y, kept, out, tap, count, size, draws, window)
+                        c += GROUP * L
+                    elif c + L <= C or (ow + 1 < OW and last + c + L <= x_end):
+                        inside(y, kept, out, tap, count, size, draws, window)
+                        c += L
                     else:
-                        pool_bounded(y, kept, out, tap, count, dtype(KH * KW), oh * OW + ow, n * C + c, k0, k1, window)
+                        bounded(y, kept, out, tap, count, size, draws, window)
+                        c += L
 
     return kernel
 
 
-def _gathered(kind, dtype, saved, lanes, bounded):
-    """The gradient of one pixel's channels c .. c + lanes - 1, from the windows (low, near) .. (high, far), stored at ``target``."""
-    A, L = arithmetic(kind), lanes
-    share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
-    fetch, put = _access(dtype, lanes, bounded)
+def _gathered(kind, dtype, saved, lanes, registers, bounded):
+    """The gradient of one pixel's channels c .. c + registers * lanes - 1, from the windows that hold it, stored at ``target``."""
+    A, L, real = arithmetic(kind), lanes, number(dtype)
+    share, reads_values, reads_saved, residue = A.share, A.reads_values, A.reads_saved, number(saved)
+    fetch, put = _access(lanes, bounded)
 
     @jitable
-    def gather(gx, target, gy, kept, x, y, rows, columns, pixel, image, t, s, low, high, near, far, c, C, OW, KW, SH, SW, DH, DW, size, p):
-        zero, nothing = splat(dtype(0), L), splat(saved(0), L)
-        acc = zero
-        here = fetch(x, pixel, c, C, zero) if reads_values else zero
-        for oh in range(low, high + 1):
-            row = t - oh * SH
-            if DH == 1 or row % DH == 0:
-                for ow in range(near, far + 1):
-                    column = s - ow * SW
-                    if DW == 1 or column % DW == 0:
-                        out, tap = (image + oh * OW + ow) * C, row // DH * KW + column // DW
-                        v = fetch(y, out, c, C, zero) if reads_values else zero
-                        k = fetch(kept, out, c, C, nothing) if reads_saved else nothing
-                        count = splat(rows[oh] * columns[ow], L)
-                        acc = acc + share(fetch(gy, out, c, C, zero), here, v, k, splat(saved(tap), L), count, splat(size, L), p)
-        put(gx, target, c, C, acc)
+    def given(acc, i, args):
+        gy, kept, y, here, out, tap, count, size, c, C, p = args
+        zero, nothing = splat(real(0), L), splat(residue(0), L)
+        at = c + i * L
+        v = fetch(y, out, at, C, zero) if reads_values else zero
+        k = fetch(kept, out, at, C, nothing) if reads_saved else nothing
+        return with_phase(acc, i, phase(acc, i) + share(fetch(gy, out, at, C, zero), phase(here, i), v, k, tap, count, size, p))
+
+    @jitable
+    def read(values, i, args):
+        x, pixel, c, C = args
+        return with_phase(values, i, fetch(x, pixel, c + i * L, C, splat(real(0), L)))
+
+    @jitable
+    def written(acc, i, args):
+        gx, target, c, C = args
+        put(gx, target, c + i * L, C, phase(acc, i))
+        return acc
+
+    @jitable
+    def gather(gx, target, pixel, c, args):
+        gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p = args
+        pairs_d, pairs_h, pairs_w, counts_d, counts_h, counts_w = tables
+        acc = repeat(splat(real(0), L), registers)
+        here = acc
+        if reads_values:
+            here = unroll(read, registers, here, (x, pixel, c, C))
+        for i in range(near_d[0], near_d[1], 2):
+            od, kd = pairs_d[i], pairs_d[i + 1]
+            for j in range(near_h[0], near_h[1], 2):
+                oh, kh = pairs_h[j], pairs_h[j + 1]
+                line, line_tap, line_count = image + (od * OH + oh) * OW, (kd * KH + kh) * KW, counts_d[od] * counts_h[oh]
+                for k in range(near_w[0], near_w[1], 2):
+                    ow, tap = pairs_w[k], splat(residue(line_tap + pairs_w[k + 1]), L)
+                    count = splat(line_count * counts_w[ow], L)
+                    acc = unroll(given, registers, acc, (gy, kept, y, here, (line + ow) * C, tap, count, size, c, C, p))
+        unroll(written, registers, acc, (gx, target, c, C))
 
     return gather
 
 
 @specialised
 def backward(kind, dtype, saved, lanes):
-    """Arguments: gx, gy, saved, x, y, rows, columns; C, H, W, OH, OW; x's strides of N, H and W; KH, SH, DH, PH, KW, SW, DW, PW; the
-    reduction's parameters.  gx, gy, saved and y are dense; x and y are read only by a reduction whose gradient needs them."""
-    P, L = len(kind.parameters), lanes
-    gather_inside, gather_bounded = (_gathered(kind, dtype, saved, lanes, bounded) for bounded in (False, True))
+    """Arguments: gx, gy, saved, x, y; tables: the windows of each slice, row and column, counts of the same; C, D, H, W, OD, OH, OW; x's
+    strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; the reduction's parameters.  gx, gy, saved and y are dense; x and
+    y are read only by a reduction whose gradient needs them."""
+    P, L, real = len(kind.parameters), lanes, number(dtype)
+    reads_values = arithmetic(kind).reads_values
+    several, inside, bounded = (_gathered(kind, dtype, saved, lanes, *form) for form in ((GROUP, False), (1, False), (1, True)))
+    far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     def kernel(args, start, stop):
         gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        x, y, rows, columns = pointer(args, 3, dtype), pointer(args, 4, dtype), pointer(args, 5, dtype), pointer(args, 6, dtype)
-        C, H, W, OH, OW = args[7], args[8], args[9], args[10], args[11]
-        stride_n, stride_h, stride_w = args[12], args[13], args[14]
-        KH, SH, DH, PH, KW, SW, DW, PW = args[15], args[16], args[17], args[18], args[19], args[20], args[21], args[22]
-        p, size = numbers(args, 23, P, dtype, L), dtype(KH * KW)
+        x, y = pointer(args, 3, dtype), pointer(args, 4, dtype)
+        pairs_d, pairs_h, pairs_w = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
+        tables = pairs_d, pairs_h, pairs_w, counts_d, counts_h, counts_w
+        C, D, H, W, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 11, 12)
+        KD, KH, KW, y_end = integers(args, 23, 4)
+        p, size = numbers(args, 27, P, real, L), splat(real(KD * KH * KW), L)
         for job in range(start, stop):
-            n, ih = job // H, job % H
-            t = ih + PH
-            low, high = max(0, (t - (KH - 1) * DH + SH - 1) // SH), min(OH - 1, t // SH)
-            for iw in range(W):
-                s = iw + PW
-                near, far = max(0, (s - (KW - 1) * DW + SW - 1) // SW), min(OW - 1, s // SW)
-                target, pixel, image = (job * W + iw) * C, n * stride_n + ih * stride_h + iw * stride_w, n * OH * OW
-                for c in range(0, C, L):
-                    if c + L <= C:
-                        gather_inside(
-                            gx, target, gy, kept, x, y, rows, columns, pixel, image, t, s, low, high, near, far,
-                            c, C, OW, KW, SH, SW, DH, DW, size, p,
-                        )  # fmt: skip
+            n, r = job // (D * H), job % (D * H)
+            slice_, line = r // H, r % H
+            near_d, near_h = (pairs_d[slice_], pairs_d[slice_ + 1]), (pairs_h[line], pairs_h[line + 1])
+            row, image = n * stride_n + slice_ * stride_d + line * stride_h, n * OD * OH * OW
+            for w in range(W):
+                near_w = pairs_w[w], pairs_w[w + 1]
+                target, pixel, last = (job * W + w) * C, row + w * stride_w, 0
+                if near_d[0] < near_d[1] and near_h[0] < near_h[1] and near_w[0] < near_w[1]:
+                    last = (image + (pairs_d[near_d[1] - 2] * OH + pairs_h[near_h[1] - 2]) * OW + pairs_w[near_w[1] - 2]) * C
+                    if pairs_h[near_h[1] - 1] == 0 and pairs_w[near_w[1] - 1] == 0:
+                        ask(gy, last + far, C)
+                if reads_values:
+                    ask(x, pixel + far, C)
+                window = gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p
+                c = 0
+                while c < C:
+                    if c + GROUP * L <= C:
+                        several(gx, target, pixel, c, window)
+                        c += GROUP * L
+                    elif c + L <= C or (w + 1 < W and last + c + L <= y_end and (not reads_values or pixel + c + L <= x_end)):
+                        inside(gx, target, pixel, c, window)
+                        c += L
                     else:
-                        gather_bounded(
-                            gx, target, gy, kept, x, y, rows, columns, pixel, image, t, s, low, high, near, far,
-                            c, C, OW, KW, SH, SW, DH, DW, size, p,
-                        )  # fmt: skip
+                        bounded(gx, target, pixel, c, window)
+                        c += L
 
     return kernel

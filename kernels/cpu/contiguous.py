@@ -4,21 +4,26 @@ A row's taps are whole loads and shuffles (``load_phases``), shared by the taps 
 taps would leave the row run the same code on bounded loads filled with the reduction's neutral element, so that no edge needs a
 scalar loop.  The gradient is gathered, each input element from the windows that hold it: no atomics, no order to depend on.
 
+A row's last block runs over its end into the next row, which is written after it; only the last row of a job is masked.  (Without
+AVX-512 a masked store of bytes is a branch for each, one of floats 20 cycles on some CPUs.)
+
 Columns of the window may be compile-time constants: ``taps`` (their loop is unrolled), ``stride`` (its phases share loads) and
-``dilation``; 0 reads them from the arguments instead.  Rows are always arguments.
+``dilation``; 0 reads them from the arguments instead.  Rows and slices are always arguments, and tables: see pooling.py.
 """
 
-from numba import int32, uint32
+from numba import int64, uint32
 
 from ..compile import specialised
 from ..simd import (
     between,
     convert,
     gather_between,
+    integers,
     lane_index,
     load,
     load_phases,
     load_phases_between,
+    number,
     numbers,
     phase,
     pointer,
@@ -35,7 +40,7 @@ from ..simd import (
 )
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, draw
+from .reduction import arithmetic, draw, index
 
 
 def _over_taps(body, taps):
@@ -54,8 +59,8 @@ def _over_taps(body, taps):
     return unrolled if taps else looped
 
 
-def _window(step, lanes, taps, stride, dilation, bounded):
-    """(state, args) -> state, through the rows first .. end - 1 of the windows of one block of outputs."""
+def _window(step, tapped, lanes, taps, stride, dilation, bounded):
+    """(state, args) -> state, through the rows of the windows of one block of outputs."""
     S = max(stride, 1)
 
     @jitable
@@ -66,99 +71,84 @@ def _window(step, lanes, taps, stride, dilation, bounded):
             phases = load_phases_between(x, row, left + offset // S * S, 0, W, S, fill)
         else:
             phases = load_phases(x, row + left + offset // S * S, S, lanes)
-        return step(state, phase(phases, offset % S), splat(int32(tap + kw), lanes), p)
+        return step(state, phase(phases, offset % S), splat(tapped(tap + kw), lanes), p)
 
     @jitable
     def gathered(state, kw, args):
         x, row, left, W, tap, SW, DW, fill, p = args
         v = gather_between(x, row, left + kw * DW, SW, 0, W, fill)
-        return step(state, v, splat(int32(tap + kw), lanes), p)
+        return step(state, v, splat(tapped(tap + kw), lanes), p)
 
     columns = _over_taps(phased if stride else gathered, taps)
 
     @jitable
     def rows(state, args):
-        x, origin, stride_h, first, end, left, W, KW, SW, DH, DW, fill, p = args
-        for kh in range(first, end):
-            row = origin + kh * DH * stride_h
-            state = columns(state, KW, (x, row, left, W, kh * KW, SW, DW, fill, p))
+        x, origin, slices, lines, step_d, step_h, left, W, KH, KW, SW, DW, fill, p = args
+        for kd in range(slices[0], slices[1]):
+            for kh in range(lines[0], lines[1]):
+                row = origin + kd * step_d + kh * step_h
+                state = columns(state, KW, (x, row, left, W, (kd * KH + kh) * KW, SW, DW, fill, p))
         return state
 
     return rows
 
 
-def _left_taps(lanes, taps):
-    """(0, KW, (column of tap 0 by lane, DW)) -> how many taps lie left of the row, by lane."""
-
-    @jitable
-    def count(found, kw, args):
-        column, DW = args
-        one, zero = splat(int32(1), lanes), splat(int32(0), lanes)
-        return found + where(column + splat(int32(kw * DW), lanes) < zero, one, zero)
-
-    return _over_taps(count, taps)
-
-
 @specialised
 def forward(kind, dtype, saved, saves, lanes, taps, stride, dilation):
-    """Arguments: x, y, saved, rows, columns; C, H, W, OH, OW; x's strides of N, C and H; KH, SH, DH, PH, KW, SW, DW, PW; bands of a
-    plane and rows of a band; the seed's halves; the reduction's parameters.  rows[oh] * columns[ow] is a window's count.  y and
-    saved are dense."""
-    A, P, L = arithmetic(kind), len(kind.parameters), lanes
+    """Arguments: x, y, saved; tables: spans of slices and of rows, the first tap inside of each column, counts of slices, rows and
+    columns; C, W, OD, OH, OW; x's strides of N, C, D and H, and its end; dilated strides of slices and rows; KD, KH, KW, SH, SW, DW,
+    PW; bands of a plane and rows of a band; the seed's halves; the reduction's parameters.  y and saved are dense."""
+    A, P, L, real, tapped = arithmetic(kind), len(kind.parameters), lanes, number(dtype), index(dtype, saved)
     neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, lanes), A.surveys
-    inside_window, bounded_window = (_window(A.step, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
-    inside_survey, bounded_survey = (_window(A.survey or A.step, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
-    left_taps = _left_taps(lanes, taps)
+    inside_window, bounded_window = (_window(A.step, tapped, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
+    survey = A.survey or A.step
+    inside_survey, bounded_survey = (_window(survey, tapped, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        rows, columns = pointer(args, 3, dtype), pointer(args, 4, dtype)
-        C, H, W, OH, OW = args[5], args[6], args[7], args[8], args[9]
-        stride_n, stride_c, stride_h = args[10], args[11], args[12]
-        KH, SH, DH, PH = args[13], args[14], args[15], args[16]
-        KW, SW, DW, PW = taps or args[17], stride or args[18], dilation or args[19], args[20]
-        bands, band, k0, k1 = args[21], args[22], args[23], args[24]
-        p = numbers(args, 25, P, dtype, L)
-        zero, one = splat(dtype(0), L), splat(dtype(1), L)
-        fill, size = neutral(zero), splat(dtype(KH * KW), L)
-        reach, rows_ahead = (KW - 1) * DW // SW * SW + SW * L, far // W + 1
+        spans_d, spans_h, first_w = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, tapped)
+        counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
+        C, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end, step_d, step_h = integers(args, 9, 12)
+        KD, KH, wide, SH, along, spread, PW, bands, band, k0, k1 = integers(args, 21, 11)
+        KW, SW, DW = taps or wide, stride or along, dilation or spread
+        p = numbers(args, 32, P, real, L)
+        zero = splat(real(0), L)
+        fill, size = neutral(zero), splat(real(KD * KH * KW), L)
+        reach, height = (KW - 1) * DW // SW * SW + SW * L, OD * OH
         for job in range(start, stop):
             plane, first_row = job // bands, job % bands * band
-            source = plane // C * stride_n + plane % C * stride_c
-            for oh in range(first_row, min(OH, first_row + band)):
-                top = oh * SH - PH
-                first = max(0, (DH - 1 - top) // DH)
-                end = min(KH, (H - top + DH - 1) // DH)
-                out, origin = (plane * OH + oh) * OW, source + top * stride_h
-                for row in range(top + rows_ahead, top + rows_ahead + min(SH, KH)):
-                    ask(x, source + row * stride_h, W)
+            source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
+            for r in range(first_row, last):
+                od, oh = r // OH, r % OH
+                slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
+                out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
+                below = origin + (slices[1] - 1) * step_d + (lines[1] - 1) * step_h
+                for row in range(max(0, lines[1] - SH), lines[1]):
+                    ask(x, origin + (slices[1] - 1) * step_d + row * step_h + far, W)
+                rows_count, row_taps = splat(counts_d[od] * counts_h[oh], L), (slices[0] * KH + lines[0]) * KW
                 for ow in range(0, OW, L):
                     left, total = ow * SW - PW, zero
-                    whole = ow + L <= OW
-                    position = splat(uint32(oh * OW + ow), L) + lane_index(uint32, L)
+                    used = min(L, OW - ow)
+                    position = splat(uint32(r * OW + ow), L) + lane_index(uint32, L)
                     u = drawn(position, splat(uint32(plane), L), k0, k1, zero)
-                    tap = splat(int32(first * KW), L)
-                    window = x, origin, stride_h, first, end, left, W, KW, SW, DH, DW, fill, p
-                    if stride > 0 and whole and left >= 0 and left + reach <= W:
+                    tap = splat(tapped(row_taps), L)
+                    window = x, origin, slices, lines, step_d, step_h, left, W, KH, KW, SW, DW, fill, p
+                    ends = left + (used - 1) * SW + (KW - 1) * DW
+                    if stride > 0 and left >= 0 and ends < W and below + left + reach <= x_end:
                         if surveys:
                             total = inside_survey(total, window)
                         state = inside_window(begin(zero, tap, total, u), window)
                     else:
                         if surveys:
                             total = bounded_survey(total, window)
-                        column = lane_index(int32, L) * splat(int32(SW), L) + splat(int32(left), L)
-                        tap = left_taps(tap, KW, (column, DW))
-                        state = bounded_window(begin(zero, tap, total, u), window)
-                    high = splat(rows[oh], L)
-                    if whole:
-                        value, choice = finish(state, high * load(columns, ow, L), size, p)
+                        state = bounded_window(begin(zero, tap + load(first_w, ow, L), total, u), window)
+                    value, choice = finish(state, rows_count * load(counts_w, ow, L), size, p)
+                    if used == L or r + 1 < last:
                         store(y, out + ow, value)
                         if saves:
                             store(kept, out + ow, convert(choice, saved))
                     else:
-                        wide = phase(load_phases_between(columns, 0, ow, 0, OW, 1, one), 0)
-                        value, choice = finish(state, high * wide, size, p)
                         tail = between(ow, 1, 0, OW, L)
                         store_masked(y, out + ow, value, tail)
                         if saves:
@@ -167,13 +157,13 @@ def forward(kind, dtype, saved, saves, lanes, taps, stride, dilation):
     return kernel
 
 
-def _windows(A, dtype, saved, lanes, taps, stride, dilation, bounded):
+def _windows(A, dtype, saved, lanes, taps, stride, dilation, shift, bounded):
     """(acc, KW, args) -> acc, one Vec a phase of the input columns, plus what the windows of one output row give to them.
 
-    q is lane 0's column in strides, so that what tap kw takes from phase kw * DW % SW belongs to output column q - kw * DW // SW.
-    Under a run-time stride acc is the one phase ``only``.
+    Column q * stride + p + i * stride of lane i in phase p is tap kw of output q + i + (p + padding - kw * dilation) / stride, where that
+    is whole: of which phases, is known from shift = padding % stride.  Under a run-time stride acc is the one phase ``only``.
     """
-    share, reads_values, reads_saved, L = A.share, A.reads_values, A.reads_saved, lanes
+    share, reads_values, reads_saved, L, real = A.share, A.reads_values, A.reads_saved, lanes, number(dtype)
 
     @jitable
     def fetch(array, out, at, OW, fill):
@@ -183,13 +173,16 @@ def _windows(A, dtype, saved, lanes, taps, stride, dilation, bounded):
 
     @jitable
     def tap_of(acc, kw, args):
-        gy, kept, y, columns, x, high, out, q, OW, tap, only, SW, DW, size, p = args
-        zero, nothing = splat(dtype(0), L), splat(saved(0), L)
-        offset = kw * (dilation or DW)
-        column, at = offset % (stride or SW), q - offset // (stride or SW)
-        if stride > 0 or only == column:
-            slot = column if stride > 0 else 0
-            g, count = fetch(gy, out, at, OW, zero), high * fetch(columns, 0, at, OW, splat(dtype(1), L))
+        gy, kept, y, columns, x, high, out, q, OW, tap, only, SW, DW, PW, size, p = args
+        zero, nothing = splat(real(0), L), splat(saved(0), L)
+        if stride > 0:
+            slot = (kw * (dilation or DW) - shift) % stride
+            at = q + PW // stride + (slot + shift - kw * (dilation or DW)) // stride
+        else:
+            slot = 0
+            at = q + (only + PW - kw * DW) // SW
+        if stride > 0 or (only + PW - kw * DW) % SW == 0:
+            g, count = fetch(gy, out, at, OW, zero), high * fetch(columns, 0, at, OW, splat(real(1), L))
             v = fetch(y, out, at, OW, zero) if reads_values else zero
             s = fetch(kept, out, at, OW, nothing) if reads_saved else nothing
             given = share(g, phase(x, slot), v, s, splat(saved(tap + kw), L), count, size, p)
@@ -202,25 +195,53 @@ def _windows(A, dtype, saved, lanes, taps, stride, dilation, bounded):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, taps, stride, dilation):
-    """Arguments: gx, gy, saved, x, y, rows, columns; C, H, W, OH, OW; x's strides of N, C and H; KH, SH, DH, PH, KW, SW, DW, PW; bands
-    of a plane and rows of a band; the reduction's parameters.  gx, gy, saved and y are dense; x and y are read only by a
-    reduction whose gradient needs them."""
-    A, P, L, S = arithmetic(kind), len(kind.parameters), lanes, max(stride, 1)
-    reads_values = A.reads_values
-    inside_windows, bounded_windows = (_windows(A, dtype, saved, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
+def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
+    """Arguments: gx, gy, saved, x, y; tables: the windows of each slice and of each row, counts of slices, rows and columns; C, D, H,
+    W, OD, OH, OW; x's strides of N, C, D and H, and its end; KD, KH, KW, SW, DW, PW; bands of a plane and rows of a band; the end of
+    gy; the reduction's parameters.  gx, gy, saved and y are dense; x and y are read only by a reduction whose gradient needs them."""
+    A, P, L, S, real = arithmetic(kind), len(kind.parameters), lanes, max(stride, 1), number(dtype)
+    reads_values, residue = A.reads_values, number(saved)
+    inside_windows, bounded_windows = (
+        _windows(A, dtype, residue, lanes, taps, stride, dilation, shift, bounded) for bounded in (False, True)
+    )
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     @jitable
-    def gathered(inside, only, t, low, high, args):
-        """The gradient of one block of columns, over the output rows low .. high."""
-        gy, kept, y, rows, columns, x, plane, q, OH, OW, KW, SH, SW, DH, DW, size, p = args
-        acc = repeat(splat(dtype(0), L), S)
-        for oh in range(low, high + 1):
-            row = t - oh * SH
-            if row % DH == 0:
+    def gathered(inside, only, args):
+        """The gradient of one block of columns, from every row of outputs whose windows hold it."""
+        (
+            gy,
+            kept,
+            y,
+            pairs_d,
+            pairs_h,
+            counts_d,
+            counts_h,
+            counts_w,
+            x,
+            plane,
+            near_d,
+            near_h,
+            q,
+            OD,
+            OH,
+            OW,
+            KH,
+            KW,
+            SW,
+            DW,
+            PW,
+            size,
+            p,
+        ) = args
+        acc = repeat(splat(real(0), L), S)
+        for i in range(near_d[0], near_d[1], 2):
+            od, kd = pairs_d[i], pairs_d[i + 1]
+            for j in range(near_h[0], near_h[1], 2):
+                oh, kh = pairs_h[j], pairs_h[j + 1]
                 window = (
-                    gy, kept, y, columns, x, splat(rows[oh], L), (plane * OH + oh) * OW, q, OW, row // DH * KW, only, SW, DW, size, p,
+                    gy, kept, y, counts_w, x, splat(counts_d[od] * counts_h[oh], L), ((plane * OD + od) * OH + oh) * OW, q, OW,
+                    (kd * KH + kh) * KW, only, SW, DW, PW, size, p,
                 )  # fmt: skip
                 if inside:
                     acc = inside_windows(acc, KW, window)
@@ -229,37 +250,50 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation):
         return acc
 
     def kernel(args, start, stop):
-        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        x, y, rows, columns = pointer(args, 3, dtype), pointer(args, 4, dtype), pointer(args, 5, dtype), pointer(args, 6, dtype)
-        C, H, W, OH, OW = args[7], args[8], args[9], args[10], args[11]
-        stride_n, stride_c, stride_h = args[12], args[13], args[14]
-        KH, SH, DH, PH = args[15], args[16], args[17], args[18]
-        KW, SW, DW, PW = taps or args[19], stride or args[20], dilation or args[21], args[22]
-        bands, band = args[23], args[24]
-        p = numbers(args, 25, P, dtype, L)
-        zero, size = splat(dtype(0), L), splat(dtype(KH * KW), L)
-        reach, rows_ahead = (KW - 1) * DW // SW, far // W + 1
+        gx, gy, kept, x, y = (
+            pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved), pointer(args, 3, dtype), pointer(args, 4, dtype),
+        )  # fmt: skip
+        pairs_d, pairs_h = pointer(args, 5, int64), pointer(args, 6, int64)
+        counts_d, counts_h, counts_w = pointer(args, 7, real), pointer(args, 8, real), pointer(args, 9, real)
+        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end = integers(args, 10, 12)
+        KD, KH, wide, along, spread, PW, bands, band, y_end = integers(args, 22, 9)
+        KW, SW, DW = taps or wide, stride or along, dilation or spread
+        p = numbers(args, 31, P, real, L)
+        zero, size, height = splat(real(0), L), splat(real(KD * KH * KW), L), D * H
+        lowest, highest = PW // SW - ((KW - 1) * DW - PW % SW) // SW, (PW + SW - 1) // SW
         for job in range(start, stop):
             plane, first_row = job // bands, job % bands * band
-            source = plane // C * stride_n + plane % C * stride_c
-            for ih in range(first_row, min(H, first_row + band)):
-                t = ih + PH
-                low, high = max(0, (t - (KH - 1) * DH + SH - 1) // SH), min(OH - 1, t // SH)
-                target, here = (plane * H + ih) * W, source + ih * stride_h
-                if t % SH == 0:
-                    ask(gy, (plane * OH + t // SH + rows_ahead) * OW, OW)
+            source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
+            for r in range(first_row, last):
+                slice_, line = r // H, r % H
+                near_d, near_h = (pairs_d[slice_], pairs_d[slice_ + 1]), (pairs_h[line], pairs_h[line + 1])
+                target, here = (plane * height + r) * W, source + slice_ * stride_d + line * stride_h
+                if near_d[0] < near_d[1] and near_h[0] < near_h[1]:
+                    below = ((plane * OD + pairs_d[near_d[1] - 2]) * OH + pairs_h[near_h[1] - 2]) * OW
+                    if pairs_h[near_h[1] - 1] == 0:
+                        ask(gy, below + far, OW)
+                else:
+                    below = 0
                 if reads_values:
-                    ask(x, here + rows_ahead * stride_h, W)
-                for q in range(PW // SW, (W + PW + SW - 1) // SW, L):
-                    left = q * SW - PW
+                    ask(x, here + far, W)
+                for q in range(0, (W + SW - 1) // SW, L):
+                    left = q * SW
+                    used = min(L, (W - left + SW - 1) // SW)
                     if stride > 0:
-                        within = left >= 0 and left + SW * L <= W
+                        whole = left + SW * L <= W
                         values = repeat(zero, S)
                         if reads_values:
-                            values = load_phases_between(x, here, left, 0, W, S, zero)
-                        window = gy, kept, y, rows, columns, values, plane, q, OH, OW, KW, SH, SW, DH, DW, size, p
-                        acc = gathered(within and q >= reach and q + L <= OW, 0, t, low, high, window)
-                        if within:
+                            if here + left + SW * L <= x_end:
+                                values = load_phases(x, here + left, S, L)
+                            else:
+                                values = load_phases_between(x, here, left, 0, W, S, zero)
+                        window = (
+                            gy, kept, y, pairs_d, pairs_h, counts_d, counts_h, counts_w, values, plane, near_d, near_h, q,
+                            OD, OH, OW, KH, KW, SW, DW, PW, size, p,
+                        )  # fmt: skip
+                        inside = q + lowest >= 0 and q + used + highest <= OW and below + q + highest + L <= y_end
+                        acc = gathered(True, 0, window) if inside else gathered(False, 0, window)
+                        if whole or r + 1 < last:
                             store_phases(gx, target + left, acc)
                         else:
                             store_phases_between(gx, target, left, 0, W, acc)
@@ -268,8 +302,11 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation):
                             values = repeat(zero, S)
                             if reads_values:
                                 values = repeat(gather_between(x, here, left + only, SW, 0, W, zero), S)
-                            window = gy, kept, y, rows, columns, values, plane, q, OH, OW, KW, SH, SW, DH, DW, size, p
-                            acc = gathered(False, only, t, low, high, window)
+                            window = (
+                                gy, kept, y, pairs_d, pairs_h, counts_d, counts_h, counts_w, values, plane, near_d, near_h, q,
+                                OD, OH, OW, KH, KW, SW, DW, PW, size, p,
+                            )  # fmt: skip
+                            acc = gathered(False, only, window)
                             scatter_between(gx, target, left + only, SW, 0, W, phase(acc, 0))
 
     return kernel

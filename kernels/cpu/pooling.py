@@ -1,6 +1,12 @@
 """Which worker runs a pooling on the CPU, on what jobs: from shapes and strides to a ``Plan``, once for each, then from a cache.
 
-Raw geometry in, addresses and ints out.  ``window`` is any object like fastpool.window.Window, or None for global pooling.
+Raw geometry in, addresses and ints out.  ``window`` is any object like fastpool.window's with three axes, or None for global pooling.
+
+Along an axis the nests know a window from tables, so that padding, dilation, ceil_mode and adaptive bins are all the same to them:
+
+* spans: for each output three int64, the position of tap 0 (in padding at times), the first tap inside, and the end of those;
+* the windows of an input position: int64 offsets where each one's begin, then (output, tap) pairs;
+* counts, in the dtype computed in, whose product over the axes is what an average divides by.
 """
 
 import functools
@@ -10,12 +16,16 @@ import numba
 import numpy as np
 
 from ..launch import bits, launch, pack
-from ..simd import native_lanes
+from ..simd import bfloat16, float16, native_lanes, number
+from . import bins, contiguous, positions, separable, whole_map
 from . import channels_last as last
-from . import contiguous, positions, whole_map
+from .reduction import index
 
 MOST_TAPS, MOST_STRIDE = 8, 4
 """Windows up to this many columns are unrolled and strides up to this share their loads; beyond, one kernel serves all sizes."""
+
+LEAST_LANES = 4
+"""Narrower registers are not quicker."""
 
 SERIAL_BYTES = 1 << 16
 """Below this much input a second thread costs more than it brings: handing over takes about 3 us, 64 KiB from L2 about 1 us."""
@@ -23,17 +33,28 @@ SERIAL_BYTES = 1 << 16
 JOBS = 16
 """A batch of fewer planes is split into bands of rows until there are about this many jobs."""
 
+LARGE_WINDOW = 16
+"""Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
+
+PADDING = 64
+"""Elements that tables by column are longer than a row, for a last block that runs over its end."""
+
 
 class Geometry(NamedTuple):
-    """What a plan depends on besides the reduction: an input's layout and the window on it."""
+    """What a plan depends on besides the reduction: an input's layout and the window on it.  Axes: N, C, D, H, W."""
 
     dtype: str
-    shape: tuple[int, int, int, int]
-    strides: tuple[int, int, int, int]
+    shape: tuple[int, int, int, int, int]
+    strides: tuple[int, int, int, int, int]
     channels_last: bool
     window: Any
     include_pad: bool = True
     divisor: int | None = None
+
+    @property
+    def end(self):
+        """One past the last element, counted from the first."""
+        return sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
 
 
 class Plan:
@@ -49,42 +70,96 @@ class Plan:
         launch(self.worker, self.jobs, pack(*addresses) + self.sizes + pack(*more), threads if self.parallel else 1)
 
 
+_STORED = {"float16": float16, "bfloat16": bfloat16, "bool": numba.uint8}
+
+
 def _numba_dtype(name):
-    return getattr(numba, name or "uint8")
+    return _STORED.get(name) or getattr(numba, name or "uint8")
+
+
+class _WholeMap:
+    """The window of a global pooling, on tables."""
+
+    def __init__(self, shape):
+        self.kernel_size = shape
+        self.stride = self.dilation = 1, 1, 1
+
+    def spans(self, axis, size):
+        return np.zeros(1, int), np.zeros(1, int), np.full(1, size)
+
+    def counts(self, axis, size, include_pad):
+        return np.full(1, size)
+
+
+class _Tables:
+    """A window's tables on one geometry; kept alive by the plan that holds their addresses."""
+
+    def __init__(self, geometry):
+        self.geometry, self.window = geometry, geometry.window or _WholeMap(geometry.shape[2:])
+        self.sizes = geometry.shape[2:]
+        self.found = [self.window.spans(axis, size) for axis, size in enumerate(self.sizes)]
+        self.out = tuple(len(origin) for origin, _, _ in self.found)
+        self.kept = []
+
+    def _address(self, table):
+        table = np.ascontiguousarray(table)
+        self.kept.append(table)
+        return table.ctypes.data
+
+    def spans(self, axis):
+        return self._address(np.stack(self.found[axis], 1).astype(np.int64))
+
+    def first(self, dtype):
+        """The first tap inside of each column, in the dtype that counts taps."""
+        return self._address(np.pad(self.found[2][1], (0, PADDING)).astype(dtype.name))
+
+    def windows(self, axis):
+        _, pairs = self._pairs(axis)
+        return self._address(pairs)
+
+    def _pairs(self, axis):
+        origin, first, end = self.found[axis]
+        outputs = np.repeat(np.arange(len(origin)), end - first)
+        taps = np.arange(len(outputs)) - np.repeat(np.cumsum(end - first) - end, end - first)
+        at = origin[outputs] + taps * self.window.dilation[axis]
+        order = np.lexsort((taps, outputs, at))
+        begins = np.searchsorted(at[order], np.arange(self.sizes[axis] + 1))
+        pairs = np.stack((outputs[order], taps[order]), 1).reshape(-1)
+        return begins, np.concatenate((len(begins) + 2 * begins, pairs)).astype(np.int64)
+
+    def offsets(self):
+        """Of each tap of a window one slice deep: its place in the map from the first's."""
+        (_, rows, columns), (_, spread, step), width = self.window.kernel_size, self.window.dilation, self.sizes[2]
+        return self._address((np.arange(rows)[:, None] * spread * width + np.arange(columns) * step).reshape(-1).astype(np.int64))
+
+    @property
+    def once(self):
+        """Whether every position lies in exactly one window."""
+        return all((np.diff(self._pairs(axis)[0]) == 1).all() for axis in range(3))
+
+    def counts(self):
+        """Addresses for D, H and W."""
+        geometry = self.geometry
+        dtype = number(_numba_dtype(geometry.dtype)).name
+        tables = [self.window.counts(axis, size, geometry.include_pad) for axis, size in enumerate(self.sizes)]
+        if geometry.divisor is not None:
+            tables = [np.full(len(tables[0]), geometry.divisor), *(np.ones(len(t)) for t in tables[1:])]
+        tables[2] = np.pad(tables[2], (0, PADDING), constant_values=1)
+        with np.errstate(all="ignore"):  # small integers compute no average
+            return tuple(self._address(table.astype(dtype)) for table in tables)
+
+    def steps(self, axes=3):
+        """The strides of the first axes, dilated."""
+        return tuple(self.window.dilation[axis] * self.geometry.strides[2 + axis] for axis in range(axes))
 
 
 def _columns(window):
     """(taps, stride, dilation) of the contiguous nests that serve this window: constants where they pay, 0 where run-time."""
-    stride = window.stride[1]
+    stride = window.stride[2]
     if stride > MOST_STRIDE:
         return 0, 0, 0
-    taps = window.kernel_size[1]
-    return taps if taps <= MOST_TAPS else 0, stride, 1 if window.dilation[1] == 1 else 0
-
-
-def _counts(geometry):
-    """Two tables of the dtype computed in, whose product at (oh, ow) is the count that an average divides by."""
-    window, (_, _, height, width) = geometry.window, geometry.shape
-    rows, columns = (window.counts(axis, size, geometry.include_pad).astype(geometry.dtype) for axis, size in ((0, height), (1, width)))
-    if geometry.divisor is not None:
-        rows[:], columns[:] = geometry.divisor, 1
-    return rows, columns
-
-
-def _window_arguments(window):
-    return tuple(
-        value for axis in (0, 1) for value in (window.kernel_size[axis], window.stride[axis], window.dilation[axis], window.padding[axis])
-    )
-
-
-def _windowed(geometry):
-    """(sizes shared by forward and backward, tables)."""
-    (_, channels, height, width), (sn, sc, sh, sw) = geometry.shape, geometry.strides
-    tables = _counts(geometry)
-    strides = (sn, sh, sw) if geometry.channels_last else (sn, sc, sh)
-    out = len(tables[0]), len(tables[1])
-    sizes = (*(t.ctypes.data for t in tables), channels, height, width, *out, *strides, *_window_arguments(geometry.window))
-    return sizes, tables, out
+    taps = window.kernel_size[2]
+    return taps if taps <= MOST_TAPS else 0, stride, 1 if window.dilation[2] == 1 else 0
 
 
 def _bands(planes, rows):
@@ -94,21 +169,47 @@ def _bands(planes, rows):
     return -(-rows // band), band
 
 
-def _is_parallel(geometry):
-    return int(np.prod(geometry.shape)) * np.dtype(geometry.dtype).itemsize >= SERIAL_BYTES
+def _lanes(dtype, width):
+    """As many as fit a register, but no more than a row asks for."""
+    lanes = native_lanes(dtype)
+    while lanes > LEAST_LANES and lanes // 2 >= width:
+        lanes //= 2
+    return lanes
 
 
-def _map_rows(geometry):
-    """A map as (rows, their length, their stride): one long row where rows follow each other."""
-    (_, _, height, width), row = geometry.shape, geometry.strides[2]
-    return (1, height * width, 0) if row == width or height == 1 else (height, width, row)
+def _bytes(dtype):
+    return dtype.bitwidth // 8
 
 
-def _global_sizes(geometry):
-    (_, channels, height, width), (sn, sc, sh, sw) = geometry.shape, geometry.strides
-    if geometry.channels_last:
-        return channels, height, width, sn, sh, sw
-    return channels, sn, sc, *_map_rows(geometry)
+def _is_parallel(geometry, dtype):
+    return int(np.prod(geometry.shape)) * _bytes(dtype) >= SERIAL_BYTES
+
+
+def _merged(geometry):
+    """The geometry of a global pooling with the axes that follow each other in memory made one: its taps are numbered as before."""
+    (n, c, *sizes), (sn, sc, *strides) = geometry.shape, geometry.strides
+    while (len(sizes) > 1 and strides[-2] == sizes[-1] * strides[-1]) or (len(sizes) > 1 and sizes[-2] == 1):
+        sizes[-2:] = [sizes[-2] * sizes[-1]]
+        strides[-2:] = [strides[-1]]
+    pad = (1,) * (3 - len(sizes))
+    return geometry._replace(shape=(n, c, *pad, *sizes), strides=(sn, sc, *(0 for _ in pad), *strides))
+
+
+def _lies_side_by_side(kind, window):
+    """Whether the lanes of a register are best laid inside one window."""
+    if window is None or not window.regular:
+        return True
+    return bool(kind.combine) and window.stride[2] > MOST_STRIDE and window.dilation[2] == 1
+
+
+def _is_separable(kind, geometry):
+    """Whether the time had better not depend on the window's area."""
+    window = geometry.window
+    if window is None or not window.regular or not kind.combine or max(window.stride) > 1 or max(window.dilation) > 1:
+        return False
+    depth, *kernel = window.kernel_size
+    fits = depth == 1 and max(kernel) <= separable.MOST and max(geometry.shape[3:]) < separable.LARGEST_MAP
+    return fits and kernel[0] * kernel[1] >= LARGE_WINDOW
 
 
 @functools.lru_cache(maxsize=4096)
@@ -118,50 +219,108 @@ def forward(kind, geometry, saved, saves):
     ``saved``: name of the dtype of what is saved, or None; ``saves``: whether this call writes it.
     """
     dtype, kept = _numba_dtype(geometry.dtype), _numba_dtype(saved)
-    n, channels, _, _ = geometry.shape
-    lanes, parallel = native_lanes(dtype), _is_parallel(geometry)
-    if geometry.window is None:
-        if geometry.channels_last:
-            worker = whole_map.forward_channels_last(kind, dtype, kept, saves, lanes)
-            return Plan(worker, n * -(-channels // (4 * lanes)), _global_sizes(geometry), parallel)
-        worker = whole_map.forward_contiguous(kind, dtype, kept, saves, lanes)
-        return Plan(worker, n * channels, _global_sizes(geometry), parallel)
-    sizes, tables, (out_rows, _) = _windowed(geometry)
+    parallel, window = _is_parallel(geometry, dtype), geometry.window
+    n, channels = geometry.shape[:2]
+    if window is None:
+        geometry = _merged(geometry)
+    sn, sc, sd, sh, sw = geometry.strides
+    if _is_separable(kind, geometry):
+        lanes = _lanes(dtype, channels if geometry.channels_last else geometry.shape[4])
+        tables = _Tables(geometry)
+        jobs = n * geometry.shape[2] * (-(-channels // lanes) if geometry.channels_last else channels)
+        sizes = (
+            *tables.counts(), channels, *geometry.shape[2:], *tables.out[1:], *geometry.strides, *window.kernel_size[1:],
+            *window.padding[1:],
+        )  # fmt: skip
+        return Plan(separable.forward(kind, dtype, kept, saves, lanes, geometry.channels_last), jobs, sizes, parallel, tables)
     if geometry.channels_last:
-        return Plan(last.forward(kind, dtype, kept, saves, lanes), n * out_rows, sizes, parallel, tables)
-    worker = contiguous.forward(kind, dtype, kept, saves, lanes, *_columns(geometry.window))
-    bands = _bands(n * channels, out_rows)
-    return Plan(worker, n * channels * bands[0], (*sizes, *bands), parallel, tables)
+        lanes = _lanes(dtype, channels)
+        if window is None:
+            worker = whole_map.forward(kind, dtype, kept, saves, lanes)
+            sizes = channels, *geometry.shape[2:], sn, sd, sh, sw, geometry.shape[2] == geometry.shape[3] == 1
+            return Plan(worker, n * -(-channels // (whole_map.GROUP * lanes)), sizes, parallel)
+        tables = _Tables(geometry)
+        sizes = (
+            *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, sd, sh, sw, geometry.end, *tables.steps(),
+            *window.kernel_size, *window.stride[1:],
+        )  # fmt: skip
+        worker = last.forward(kind, dtype, kept, saves, lanes)
+        return Plan(worker, n * tables.out[0] * tables.out[1], sizes, parallel, tables)
+    tables = _Tables(geometry)
+    if _lies_side_by_side(kind, window):
+        sizes = (
+            *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, sc, sd, sh, geometry.end, *tables.steps(2),
+            *tables.window.kernel_size,
+        )  # fmt: skip
+        worker = bins.forward(kind, dtype, kept, saves, native_lanes(dtype))
+        return Plan(worker, n * channels * tables.out[0] * tables.out[1], sizes, parallel, tables)
+    rows, width = tables.out[0] * tables.out[1], tables.out[2]
+    bands = _bands(n * channels, rows)
+    (kd, kh, kw), (_, stride_h, stride_w) = window.kernel_size, window.stride
+    sizes = (
+        tables.spans(0), tables.spans(1), tables.first(index(dtype, kept)), *tables.counts(), channels, geometry.shape[4], *tables.out,
+        sn, sc, sd, sh, geometry.end, *tables.steps(2), kd, kh, kw, stride_h, stride_w, window.dilation[2], window.padding[2], *bands,
+    )  # fmt: skip
+    worker = contiguous.forward(kind, dtype, kept, saves, _lanes(dtype, width), *_columns(window))
+    return Plan(worker, n * channels * bands[0], sizes, parallel, tables)
 
 
 @functools.lru_cache(maxsize=4096)
 def backward(kind, geometry, saved):
     """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
     dtype, kept = _numba_dtype(geometry.dtype), _numba_dtype(saved)
-    n, channels, height, _ = geometry.shape
-    lanes, parallel = native_lanes(dtype), _is_parallel(geometry)
-    if geometry.window is None:
-        if geometry.channels_last:
-            return Plan(whole_map.backward_channels_last(kind, dtype, kept, lanes), n * height, _global_sizes(geometry), parallel)
-        return Plan(whole_map.backward_contiguous(kind, dtype, kept, lanes), n * channels, _global_sizes(geometry), parallel)
-    sizes, tables, _ = _windowed(geometry)
+    parallel, window = _is_parallel(geometry, dtype), geometry.window
+    n, channels = geometry.shape[:2]
+    if window is None:
+        geometry = _merged(geometry)
+    sn, sc, sd, sh, sw = geometry.strides
+    depth, height, width = geometry.shape[2:]
+    if kind.selects and _is_separable(kind, geometry) and number(dtype) == dtype:
+        tables = _Tables(geometry)
+        spans = tables.spans(1), tables.spans(2), tables.offsets()
+        sizes = *spans, channels, depth, height, width, *tables.out[1:], window.taps
+        jobs = n * depth * (1 if geometry.channels_last else channels)
+        return Plan(separable.scatter(dtype, kept, geometry.channels_last), jobs, sizes, parallel, tables)
     if geometry.channels_last:
-        return Plan(last.backward(kind, dtype, kept, lanes), n * height, sizes, parallel, tables)
-    worker = contiguous.backward(kind, dtype, kept, lanes, *_columns(geometry.window))
-    bands = _bands(n * channels, height)
-    return Plan(worker, n * channels * bands[0], (*sizes, *bands), parallel, tables)
+        lanes = _lanes(dtype, channels)
+        if window is None:
+            sizes = channels, depth, height, width, sn, sd, sh, sw, 0
+            return Plan(whole_map.backward(kind, dtype, kept, lanes), n * depth * height, sizes, parallel)
+        tables = _Tables(geometry)
+        sizes = (
+            *map(tables.windows, range(3)), *tables.counts(), channels, depth, height, width, *tables.out, sn, sd, sh, sw, geometry.end,
+            *window.kernel_size, n * channels * int(np.prod(tables.out)),
+        )  # fmt: skip
+        return Plan(last.backward(kind, dtype, kept, lanes), n * depth * height, sizes, parallel, tables)
+    tables = _Tables(geometry)
+    if _lies_side_by_side(kind, window):
+        sizes = (
+            tables.windows(0), tables.windows(1), tables.spans(2), *tables.counts(), channels, depth, height, width, *tables.out,
+            sn, sc, sd, sh, *tables.window.kernel_size,
+        )  # fmt: skip
+        worker = bins.backward(kind, dtype, kept, native_lanes(dtype), tables.once)
+        return Plan(worker, n * channels * depth * height, sizes, parallel, tables)
+    bands = _bands(n * channels, depth * height)
+    taps, stride, dilation = _columns(window)
+    sizes = (
+        tables.windows(0), tables.windows(1), *tables.counts(), channels, depth, height, width, *tables.out, sn, sc, sd, sh, geometry.end,
+        *window.kernel_size, window.stride[2], window.dilation[2], window.padding[2], *bands, n * channels * int(np.prod(tables.out)),
+    )  # fmt: skip
+    shift = window.padding[2] % stride if stride else 0
+    lanes = _lanes(dtype, -(-width // max(1, stride)))
+    worker = contiguous.backward(kind, dtype, kept, lanes, taps, stride, dilation, shift)
+    return Plan(worker, n * channels * bands[0], sizes, parallel, tables)
 
 
 @functools.lru_cache(maxsize=4096)
 def flat_positions(geometry, saved):
     """Arguments of ``run``: flat (int64), saved; both dense in geometry's layout, whose strides do not matter."""
-    window, (n, channels, height, width) = geometry.window, geometry.shape
-    out_rows, out_columns = window.output_size(height, width)
-    offsets = window.tap_offsets(width)
-    (sh, sw), (ph, pw) = window.stride, window.padding
-    sizes = offsets.ctypes.data, channels, out_rows, out_columns, width, sh, ph, sw, pw, window.taps
-    jobs = n * out_rows * (1 if geometry.channels_last else channels)
-    return Plan(positions.flat(_numba_dtype(saved), geometry.channels_last), jobs, sizes, _is_parallel(geometry), (offsets,))
+    tables, channels = _Tables(geometry), geometry.shape[1]
+    depth, height, width = geometry.shape[2:]
+    sizes = *map(tables.spans, range(3)), channels, *tables.out, height, width, *tables.window.dilation, *tables.window.kernel_size
+    jobs = geometry.shape[0] * tables.out[0] * tables.out[1] * (1 if geometry.channels_last else channels)
+    worker = positions.flat(_numba_dtype(saved), geometry.channels_last)
+    return Plan(worker, jobs, sizes, _is_parallel(geometry, _numba_dtype(geometry.dtype)), tables)
 
 
 __all__ = ["Geometry", "Plan", "backward", "bits", "flat_positions", "forward"]

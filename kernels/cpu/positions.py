@@ -3,28 +3,29 @@
 from numba import int64
 
 from ..compile import specialised
-from ..simd import pointer
+from ..simd import integers, pointer
 
 
 @specialised
 def flat(saved, channels_last):
-    """Jobs: rows of outputs, (n, c, oh) or, in channels_last, (n, oh).
+    """Jobs: rows of outputs, (n, c, od, oh) or, in channels_last, (n, od, oh).
 
-    Arguments: flat, saved, offsets (position of each tap relative to the window's first, int64); C, OH, OW, W; SH, PH, SW, PW; the
-    number of taps.  An output that chose none (its tap is -1, saved as the largest unsigned number) gets -1.
+    Arguments: flat, saved; spans of slices, rows and columns; C, OD, OH, OW, H, W; DD, DH, DW, KD, KH, KW.  An output that chose none
+    (its tap is -1, saved as the largest unsigned number) gets -1.
     """
 
     def kernel(args, start, stop):
-        found, kept, offsets = pointer(args, 0, int64), pointer(args, 1, saved), pointer(args, 2, int64)
-        C, OH, OW, W, SH, PH, SW, PW = args[3], args[4], args[5], args[6], args[7], args[8], args[9], args[10]
-        taps = args[11]
-        inner = C if channels_last else 1
+        found, kept = pointer(args, 0, int64), pointer(args, 1, saved)
+        spans_d, spans_h, spans_w = pointer(args, 2, int64), pointer(args, 3, int64), pointer(args, 4, int64)
+        C, OD, OH, OW, H, W, DD, DH, DW, KD, KH, KW = integers(args, 5, 12)
+        inner, taps = C if channels_last else 1, KD * KH * KW
         for job in range(start, stop):
-            origin = (job % OH * SH - PH) * W - PW
+            d, h = spans_d[3 * (job // OH % OD)], spans_h[3 * (job % OH)]
             for ow in range(OW):
-                out = (job * OW + ow) * inner
+                out, w = (job * OW + ow) * inner, spans_w[3 * ow]
                 for c in range(inner):
                     tap = int64(kept[out + c])
-                    found[out + c] = origin + ow * SW + offsets[tap] if 0 <= tap < taps else -1
+                    position = ((d + tap // KW // KH * DD) * H + h + tap // KW % KH * DH) * W + w + tap % KW * DW
+                    found[out + c] = position if 0 <= tap < taps else -1
 
     return kernel

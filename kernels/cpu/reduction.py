@@ -3,11 +3,11 @@
 import functools
 from typing import Any, NamedTuple
 
-from numba import uint32
+from numba import int32, uint8, uint16, uint32
 
 from .. import random
 from ..pool import Selecting
-from ..simd import splat
+from ..simd import number, splat
 from .number import compiled, jitable
 
 
@@ -32,6 +32,13 @@ class Arithmetic(NamedTuple):
     reads_values: bool
     """``share`` reads x and y"""
     reads_saved: bool
+
+
+def index(dtype, saved):
+    """The integer that counts taps beside numbers of a dtype: as wide as they are where that holds every tap, so that a register of
+    one goes with a register of the other."""
+    narrow = {8: uint8, 16: uint16}.get(number(dtype).bitwidth, int32)
+    return narrow if saved.bitwidth <= narrow.bitwidth else int32
 
 
 @functools.cache

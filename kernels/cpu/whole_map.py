@@ -1,8 +1,4 @@
-"""Loop nests of global pooling, whose window is the map: no geometry, one output a plane.
-
-Four accumulators hide the latency of a step.  Sums cascade: DEPTH steps make a block, DEPTH blocks a larger one, and so on, so that an
-element goes through four chains of 16 and one of n / 65536 steps, and the error stays beside that of torch's cascade sum.
-"""
+"""Loop nests of global pooling over channels_last maps: GROUP registers of channels go through all pixels together."""
 
 from numba import int32
 
@@ -10,227 +6,146 @@ from ..compile import specialised
 from ..simd import (
     between,
     convert,
-    first_lane,
-    lane_index,
+    integers,
     load,
     load_masked,
+    number,
     numbers,
+    phase,
     pointer,
+    repeat,
     splat,
     store,
     store_masked,
-    swap_lanes,
+    unroll,
+    with_phase,
 )
 from .number import jitable
 from .reduction import arithmetic
+from .sums import cascade
 
-DEPTH, LEVELS = 16, 4
-
-
-def _cascade(block, combine, empty, unit):
-    """(start, stop, args) -> the state of elements start .. stop - 1; ``block`` does it for up to DEPTH * unit of them."""
-
-    def larger(smaller, size):
-        @jitable
-        def blocks(start, stop, args):
-            total = empty()
-            for at in range(start, stop, size):
-                total = combine(total, smaller(at, min(stop, at + size), args))
-            return total
-
-        return blocks
-
-    size = unit
-    for _ in range(LEVELS):
-        size *= DEPTH
-        block = larger(block, size)
-    return block
+GROUP = 4
 
 
-def _across_lanes(combine, lanes):
-    """state -> state, each lane of which is all lanes combined."""
-
-    def extended(reduce, distance):
-        @jitable
-        def more(state):
-            state = reduce(state)
-            return combine(state, swap_lanes(state, distance))
-
-        return more
-
-    reduce, distance = jitable(lambda state: state), 1
-    while distance < lanes:
-        reduce, distance = extended(reduce, distance), 2 * distance
-    return reduce
-
-
-@specialised
-def forward_contiguous(kind, dtype, saved, saves, lanes):
-    """Jobs: planes.  Arguments: x, y, saved; C; x's strides of N and C; rows of a map, their length and stride; the parameters."""
-    A, P, L = arithmetic(kind), len(kind.parameters), lanes
-    neutral, begin, step, combine, finish = A.neutral, A.begin, A.step, A.combine, A.finish
-    across = _across_lanes(combine, lanes)
-
-    @jitable
-    def fetch(x, row, at, length, fill):
-        if at + L <= length:
-            return load(x, row + at, L)
-        return load_masked(x, row + at, between(at, 1, 0, length, L), fill)
+def _whole_image(A, real, lanes, bounded):
+    """(start, stop, args) -> the states of GROUP registers of channels, of pixels start .. stop - 1."""
+    L, neutral, begin, step, one_combine = lanes, A.neutral, A.begin, A.step, A.combine
 
     @jitable
     def empty():
-        zero, origin = splat(dtype(0), L), splat(int32(0), L)
-        return begin(zero, origin, zero, zero)
+        zero, origin = splat(real(0), L), splat(int32(0), L)
+        return repeat(begin(zero, origin, zero, zero), GROUP)
+
+    @jitable
+    def combined(states, i, others):
+        return with_phase(states, i, one_combine(phase(states, i), phase(others, i)))
+
+    @jitable
+    def combine(states, others):
+        return unroll(combined, GROUP, states, others)
+
+    @jitable
+    def stepped(states, i, args):
+        x, at, channel, C, tap, fill, p = args
+        c = channel + i * L
+        if bounded:
+            inside = between(c, 1, 0, C, L) if c < C else between(0, 1, 0, 0, L)
+            return with_phase(states, i, step(phase(states, i), load_masked(x, at + c, inside, fill), tap, p))
+        return with_phase(states, i, step(phase(states, i), load(x, at + c, L), tap, p))
 
     @jitable
     def block(start, stop, args):
-        x, row, length, first, fill, p = args
-        a = b = c = d = empty()
-        for at in range(start, stop, 4 * L):
-            tap = splat(int32(first + at), L) + lane_index(int32, L)
-            a = step(a, fetch(x, row, at, length, fill), tap, p)
-            b = step(b, fetch(x, row, at + L, length, fill), tap + splat(int32(L), L), p)
-            c = step(c, fetch(x, row, at + 2 * L, length, fill), tap + splat(int32(2 * L), L), p)
-            d = step(d, fetch(x, row, at + 3 * L, length, fill), tap + splat(int32(3 * L), L), p)
-        return combine(combine(a, b), combine(c, d))
-
-    whole_row = _cascade(block, combine, empty, 4 * L)
-
-    def kernel(args, start, stop):
-        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        C, stride_n, stride_c, rows, length, stride_h = args[3], args[4], args[5], args[6], args[7], args[8]
-        p = numbers(args, 9, P, dtype, L)
-        fill, count = neutral(splat(dtype(0), L)), splat(dtype(rows * length), L)
-        for plane in range(start, stop):
-            source, total = plane // C * stride_n + plane % C * stride_c, empty()
-            for r in range(rows):
-                total = combine(total, whole_row(0, length, (x, source + r * stride_h, length, r * length, fill, p)))
-            value, choice = finish(across(total), count, count, p)
-            y[plane] = first_lane(value)
-            if saves:
-                kept[plane] = first_lane(convert(choice, saved))
-
-    return kernel
-
-
-@specialised
-def backward_contiguous(kind, dtype, saved, lanes):
-    """Jobs: planes.  Arguments: gx, gy, saved, x, y; C; x's strides of N and C; rows, length, row stride; the parameters."""
-    A, P, L = arithmetic(kind), len(kind.parameters), lanes
-    share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
-
-    def kernel(args, start, stop):
-        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        x, y = pointer(args, 3, dtype), pointer(args, 4, dtype)
-        C, stride_n, stride_c, rows, length, stride_h = args[5], args[6], args[7], args[8], args[9], args[10]
-        p = numbers(args, 11, P, dtype, L)
-        zero, nothing = splat(dtype(0), L), splat(saved(0), L)
-        count = splat(dtype(rows * length), L)
-        for plane in range(start, stop):
-            source = plane // C * stride_n + plane % C * stride_c
-            g = splat(gy[plane], L)
-            v = splat(y[plane], L) if reads_values else zero
-            s = splat(kept[plane], L) if reads_saved else nothing
-            for r in range(rows):
-                row, target = source + r * stride_h, (plane * rows + r) * length
-                for at in range(0, length, L):
-                    tap = convert(splat(int32(r * length + at), L) + lane_index(int32, L), saved)
-                    if at + L <= length:
-                        here = load(x, row + at, L) if reads_values else zero
-                        store(gx, target + at, share(g, here, v, s, tap, count, count, p))
-                    else:
-                        tail = between(at, 1, 0, length, L)
-                        here = load_masked(x, row + at, tail, zero) if reads_values else zero
-                        store_masked(gx, target + at, share(g, here, v, s, tap, count, count, p), tail)
-
-    return kernel
-
-
-@specialised
-def forward_channels_last(kind, dtype, saved, saves, lanes):
-    """Jobs: (image, 4 registers of channels).  Arguments: x, y, saved; C, H, W; x's strides of N, H and W; the parameters."""
-    A, P, L = arithmetic(kind), len(kind.parameters), lanes
-    neutral, begin, step, one_combine, finish = A.neutral, A.begin, A.step, A.combine, A.finish
-
-    @jitable
-    def fetch(x, pixel, c, C, fill):
-        if c + L <= C:
-            return load(x, pixel + c, L)
-        return load_masked(x, pixel + c, between(c, 1, 0, C, L), fill)
-
-    @jitable
-    def empty():
-        zero, origin = splat(dtype(0), L), splat(int32(0), L)
-        state = begin(zero, origin, zero, zero)
-        return state, state, state, state
-
-    @jitable
-    def combine(s, t):
-        return one_combine(s[0], t[0]), one_combine(s[1], t[1]), one_combine(s[2], t[2]), one_combine(s[3], t[3])
-
-    @jitable
-    def block(start, stop, args):
-        x, image, W, stride_h, stride_w, channel, C, fill, p = args
-        a, b, c, d = empty()
+        x, image, dense, H, W, stride_d, stride_h, stride_w, channel, C, fill, p = args
+        states = empty()
         for pixel in range(start, stop):
-            at, tap = image + pixel // W * stride_h + pixel % W * stride_w, splat(int32(pixel), L)
-            a = step(a, fetch(x, at, channel, C, fill), tap, p)
-            b = step(b, fetch(x, at, channel + L, C, fill), tap, p)
-            c = step(c, fetch(x, at, channel + 2 * L, C, fill), tap, p)
-            d = step(d, fetch(x, at, channel + 3 * L, C, fill), tap, p)
-        return a, b, c, d
+            if dense:
+                at = image + pixel * stride_w
+            else:
+                line = pixel // W
+                at = image + line // H * stride_d + line % H * stride_h + pixel % W * stride_w
+            states = unroll(stepped, GROUP, states, (x, at, channel, C, splat(int32(pixel), L), fill, p))
+        return states
 
-    whole_image = _cascade(block, combine, empty, 1)
+    return cascade(block, combine, empty, 1)[0]
+
+
+@specialised
+def forward(kind, dtype, saved, saves, lanes):
+    """Jobs: (image, GROUP registers of channels).  Arguments: x, y, saved; C, D, H, W; x's strides of N, D, H and W; whether pixels
+    follow each other; the parameters."""
+    A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
+    neutral, finish = A.neutral, A.finish
+    inside_image, bounded_image = _whole_image(A, real, lanes, False), _whole_image(A, real, lanes, True)
 
     @jitable
-    def put(y, kept, image, c, C, state, count, p):
-        mask = between(c, 1, 0, C, L)
-        value, choice = finish(state, count, count, p)
-        store_masked(y, image + c, value, mask)
-        if saves:
-            store_masked(kept, image + c, convert(choice, saved), mask)
+    def put(states, i, args):
+        y, kept, image, channel, C, count, p = args
+        c = channel + i * L
+        value, choice = finish(phase(states, i), count, count, p)
+        if c + L <= C:
+            store(y, image + c, value)
+            if saves:
+                store(kept, image + c, convert(choice, saved))
+        elif c < C:
+            mask = between(c, 1, 0, C, L)
+            store_masked(y, image + c, value, mask)
+            if saves:
+                store_masked(kept, image + c, convert(choice, saved), mask)
+        return states
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        C, H, W, stride_n, stride_h, stride_w = args[3], args[4], args[5], args[6], args[7], args[8]
-        p = numbers(args, 9, P, dtype, L)
-        fill, count = neutral(splat(dtype(0), L)), splat(dtype(H * W), L)
-        blocks = (C + 4 * L - 1) // (4 * L)
+        C, D, H, W, stride_n, stride_d, stride_h, stride_w, dense = integers(args, 3, 9)
+        p = numbers(args, 12, P, real, L)
+        fill, count = neutral(splat(real(0), L)), splat(real(D * H * W), L)
+        blocks = (C + GROUP * L - 1) // (GROUP * L)
         for job in range(start, stop):
-            n, channel = job // blocks, job % blocks * 4 * L
-            a, b, c, d = whole_image(0, H * W, (x, n * stride_n, W, stride_h, stride_w, channel, C, fill, p))
-            put(y, kept, n * C, channel, C, a, count, p)
-            put(y, kept, n * C, channel + L, C, b, count, p)
-            put(y, kept, n * C, channel + 2 * L, C, c, count, p)
-            put(y, kept, n * C, channel + 3 * L, C, d, count, p)
+            n, channel = job // blocks, job % blocks * GROUP * L
+            image = x, n * stride_n, dense, H, W, stride_d, stride_h, stride_w, channel, C, fill, p
+            if channel + GROUP * L <= C:
+                states = inside_image(0, D * H * W, image)
+            else:
+                states = bounded_image(0, D * H * W, image)
+            unroll(put, GROUP, states, (y, kept, n * C, channel, C, count, p))
 
     return kernel
 
 
 @specialised
-def backward_channels_last(kind, dtype, saved, lanes):
-    """Jobs: (image, row).  Arguments: gx, gy, saved, x, y; C, H, W; x's strides of N, H and W; the parameters.  gx is dense."""
-    A, P, L = arithmetic(kind), len(kind.parameters), lanes
+def backward(kind, dtype, saved, lanes):
+    """Jobs: (image, row).  Arguments: gx, gy, saved, x, y; C, D, H, W; x's strides of N, D, H and W; the parameters.  gx is dense."""
+    A, P, L, real, residue = arithmetic(kind), len(kind.parameters), lanes, number(dtype), number(saved)
     share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
+
+    @jitable
+    def fetch(array, at, whole, mask, fill):
+        if whole:
+            return load(array, at, L)
+        return load_masked(array, at, mask, fill)
 
     def kernel(args, start, stop):
         gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
         x, y = pointer(args, 3, dtype), pointer(args, 4, dtype)
-        C, H, W, stride_n, stride_h, stride_w = args[5], args[6], args[7], args[8], args[9], args[10]
-        p = numbers(args, 11, P, dtype, L)
-        zero, nothing = splat(dtype(0), L), splat(saved(0), L)
-        count = splat(dtype(H * W), L)
+        C, D, H, W, stride_n, stride_d, stride_h, stride_w, _ = integers(args, 5, 9)
+        p = numbers(args, 14, P, real, L)
+        zero, nothing, count = splat(real(0), L), splat(residue(0), L), splat(real(D * H * W), L)
         for job in range(start, stop):
-            n, h = job // H, job % H
-            for w in range(W):
-                source, target = n * stride_n + h * stride_h + w * stride_w, (job * W + w) * C
-                tap = convert(splat(int32(h * W + w), L), saved)
-                for c in range(0, C, L):
-                    mask, out = between(c, 1, 0, C, L), n * C + c
-                    g = load_masked(gy, out, mask, zero)
-                    here = load_masked(x, source + c, mask, zero) if reads_values else zero
-                    v = load_masked(y, out, mask, zero) if reads_values else zero
-                    s = load_masked(kept, out, mask, nothing) if reads_saved else nothing
-                    store_masked(gx, target + c, share(g, here, v, s, tap, count, count, p), mask)
+            n, r = job // (D * H), job % (D * H)
+            row = n * stride_n + r // H * stride_d + r % H * stride_h
+            # Channels outside, pixels inside: what an output gives is in registers along a row.
+            for c in range(0, C, L):
+                whole, mask, out = c + L <= C, between(c, 1, 0, C, L), n * C + c
+                g = fetch(gy, out, whole, mask, zero)
+                v = fetch(y, out, whole, mask, zero) if reads_values else zero
+                s = fetch(kept, out, whole, mask, nothing) if reads_saved else nothing
+                for w in range(W):
+                    source, target = row + w * stride_w + c, (job * W + w) * C + c
+                    tap = splat(residue(r * W + w), L)
+                    here = fetch(x, source, whole, mask, zero) if reads_values else zero
+                    given = share(g, here, v, s, tap, count, count, p)
+                    if whole:
+                        store(gx, target, given)
+                    else:
+                        store_masked(gx, target, given, mask)
 
     return kernel

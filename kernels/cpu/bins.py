@@ -1,0 +1,151 @@
+"""Loop nests over contiguous maps for windows that lie side by side: a map in one piece (global), adaptive bins, strides over MOST_STRIDE.
+
+Lanes run along a row inside one window, and are combined at its end.  A job is a row of outputs, or of inputs, of one plane.
+"""
+
+from numba import int32, int64
+
+from ..compile import specialised
+from ..simd import (
+    between,
+    convert,
+    integers,
+    lane_index,
+    load,
+    load_masked,
+    load_one,
+    number,
+    numbers,
+    pointer,
+    splat,
+    store,
+    store_masked,
+    store_one,
+    where,
+)
+from .number import jitable
+from .reduction import arithmetic
+from .sums import across_lanes, cascade
+
+
+@specialised
+def forward(kind, dtype, saved, saves, lanes):
+    """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, C, D and
+    H, and its end; dilated strides of slices and rows; KD, KH, KW; the reduction's parameters.  y and saved are dense."""
+    A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
+    neutral, begin, step, combine, finish = A.neutral, A.begin, A.step, A.combine, A.finish
+    across = across_lanes(combine, lanes)
+
+    @jitable
+    def fetch(x, row, at, length, x_end, fill):
+        if at + L <= length:
+            return load(x, row + at, L)
+        inside = between(at, 1, 0, length, L) if at < length else between(0, 1, 0, 0, L)
+        if row + at + L <= x_end:
+            return where(inside, load(x, row + at, L), fill)
+        return load_masked(x, row + at, inside, fill)
+
+    @jitable
+    def empty():
+        zero, origin = splat(real(0), L), splat(int32(0), L)
+        return begin(zero, origin, zero, zero)
+
+    @jitable
+    def block(start, stop, args):
+        x, row, length, x_end, first, fill, p = args
+        a = b = c = d = empty()
+        for at in range(start, stop, 4 * L):
+            tap = splat(int32(first + at), L) + lane_index(int32, L)
+            a = step(a, fetch(x, row, at, length, x_end, fill), tap, p)
+            b = step(b, fetch(x, row, at + L, length, x_end, fill), tap + splat(int32(L), L), p)
+            c = step(c, fetch(x, row, at + 2 * L, length, x_end, fill), tap + splat(int32(2 * L), L), p)
+            d = step(d, fetch(x, row, at + 3 * L, length, x_end, fill), tap + splat(int32(3 * L), L), p)
+        return combine(combine(a, b), combine(c, d))
+
+    long_row, unit = cascade(block, combine, empty, 4 * L)
+
+    def kernel(args, start, stop):
+        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        spans_d, spans_h, spans_w = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, int64)
+        counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
+        C, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end, step_d, step_h, KD, KH, KW = integers(args, 9, 14)
+        p = numbers(args, 23, P, real, L)
+        fill, size = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L)
+        for job in range(start, stop):
+            plane, r = job // (OD * OH), job % (OD * OH)
+            od, oh = r // OH, r % OH
+            source = plane // C * stride_n + plane % C * stride_c + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
+            for ow in range(OW):
+                first = spans_w[3 * ow + 1]
+                length, total = spans_w[3 * ow + 2] - first, empty()
+                for kd in range(spans_d[3 * od + 1], spans_d[3 * od + 2]):
+                    for kh in range(spans_h[3 * oh + 1], spans_h[3 * oh + 2]):
+                        row, tap = source + kd * step_d + kh * step_h + spans_w[3 * ow] + first, (kd * KH + kh) * KW + first
+                        if length <= L:
+                            taps = splat(int32(tap), L) + lane_index(int32, L)
+                            total = step(total, fetch(x, row, 0, length, x_end, fill), taps, p)
+                        elif length <= unit:
+                            total = combine(total, block(0, length, (x, row, length, x_end, tap, fill, p)))
+                        else:
+                            total = combine(total, long_row(0, length, (x, row, length, x_end, tap, fill, p)))
+                count = splat(counts_d[od] * counts_h[oh] * counts_w[ow], L)
+                value, choice = finish(across(total), count, size, p)
+                store_one(y, job * OW + ow, value)
+                if saves:
+                    store_one(kept, job * OW + ow, convert(choice, saved))
+
+    return kernel
+
+
+@specialised
+def backward(kind, dtype, saved, lanes, once):
+    """Arguments: gx, gy, saved, x, y; tables: the windows of each slice and of each row, spans of columns, counts of slices, rows and
+    columns; C, D, H, W, OD, OH, OW; x's strides of N, C, D and H; KD, KH, KW; the reduction's parameters.  gx, gy, saved and y are dense;
+    x and y are read only by a reduction whose gradient needs them.  ``once``: every element of x lies in exactly one window."""
+    A, P, L, real, residue = arithmetic(kind), len(kind.parameters), lanes, number(dtype), number(saved)
+    share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
+
+    def kernel(args, start, stop):
+        gx, gy, kept, x, y = (
+            pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved), pointer(args, 3, dtype), pointer(args, 4, dtype),
+        )  # fmt: skip
+        pairs_d, pairs_h, spans_w = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
+        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, KD, KH, KW = integers(args, 11, 14)
+        p = numbers(args, 25, P, real, L)
+        zero, nothing, size = splat(real(0), L), splat(residue(0), L), splat(real(KD * KH * KW), L)
+        for job in range(start, stop):
+            plane, r = job // (D * H), job % (D * H)
+            slice_, line = r // H, r % H
+            row, target = plane // C * stride_n + plane % C * stride_c + slice_ * stride_d + line * stride_h, job * W
+            if not once:
+                for at in range(0, W, L):
+                    if at + L <= W:
+                        store(gx, target + at, zero)
+                    else:
+                        store_masked(gx, target + at, zero, between(at, 1, 0, W, L))
+            for i in range(pairs_d[slice_], pairs_d[slice_ + 1], 2):
+                for j in range(pairs_h[line], pairs_h[line + 1], 2):
+                    od, oh = pairs_d[i], pairs_h[j]
+                    base = (pairs_d[i + 1] * KH + pairs_h[j + 1]) * KW
+                    for ow in range(OW):
+                        out, first = ((plane * OD + od) * OH + oh) * OW + ow, spans_w[3 * ow]
+                        left, right = first + spans_w[3 * ow + 1], first + spans_w[3 * ow + 2]
+                        g, count = load_one(gy, out, L), splat(counts_d[od] * counts_h[oh] * counts_w[ow], L)
+                        v = load_one(y, out, L) if reads_values else zero
+                        s = load_one(kept, out, L) if reads_saved else nothing
+                        for at in range(left, right, L):
+                            tap = convert(splat(int32(base + at - first), L) + lane_index(int32, L), residue)
+                            if at + L <= right:
+                                here = load(x, row + at, L) if reads_values else zero
+                                given = share(g, here, v, s, tap, count, size, p)
+                                store(gx, target + at, given if once else load(gx, target + at, L) + given)
+                            else:
+                                tail = between(at, 1, 0, right, L)
+                                here = load_masked(x, row + at, tail, zero) if reads_values else zero
+                                given = share(g, here, v, s, tap, count, size, p)
+                                if not once:
+                                    given = given + load_masked(gx, target + at, tail, zero)
+                                store_masked(gx, target + at, given, tail)
+
+    return kernel

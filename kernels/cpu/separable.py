@@ -1,0 +1,264 @@
+"""Loop nests for large windows of stride 1: the time does not depend on the window's area.
+
+Rows first, by doubling: a window of k columns is made from windows of 1, 2, 4, ... columns, log2(k) combinations of shifted rows in
+L1.  Then columns by van Herk's and Gil and Werman's two passes (van Herk, "A fast algorithm for local minimum and maximum filters",
+1992): rows come in segments as long as the window, and a window is a suffix of one segment and a prefix of the next: three
+combinations an output whatever the window's height.  Sums are made likewise, of sums only: nothing is subtracted, so that the error
+is that of adding a window up, and NaN and infinity stay in theirs.
+
+In channels_last maps a shift by one column is a shift by one register, and the same code runs.  A job is one plane, or a register of
+channels of one image, at one depth; windows are one slice deep.
+"""
+
+import numpy as np
+from numba import int32, int64
+
+from ..compile import specialised
+from ..pool import Selecting
+from ..simd import (
+    between,
+    convert,
+    integers,
+    lane_index,
+    load,
+    load_each,
+    load_masked,
+    load_phases_between,
+    number,
+    numbers,
+    phase,
+    pointer,
+    splat,
+    stacked,
+    store,
+    store_each,
+    store_masked,
+    where,
+)
+from .number import jitable
+from .reduction import arithmetic
+
+TILE = {False: 128, True: 16}
+"""Columns that are worked on together, by channels_last: their segment of MOST rows stays in L2."""
+
+MOST = 64
+"""Rows and columns of the largest window."""
+
+LARGEST_MAP = 1 << 15
+"""Rows and columns of the largest map: while it is worked out a position is 16 bits of row and 16 of column."""
+
+
+def _carried(kind, real, lanes, saves):
+    """(lift, merge, parts): (x, position, p) -> the state of one element, a tuple; (a, b, p) -> that of both, a's elements before b's; the
+    dtypes of its members."""
+    A = arithmetic(kind)
+    begin, step, combine = A.begin, A.step, A.combine
+    if isinstance(kind, Selecting):
+        # Taps come in order, so that a state joins another as one more element does.
+        if saves:
+            return (
+                jitable(lambda x, position, p: (x, position)),
+                jitable(lambda a, b, p: step(a, b[0], b[1], p)),
+                (real, int32),
+            )
+
+        @jitable
+        def merge(a, b, p):
+            tap = splat(int32(0), lanes)
+            return (step((a[0], tap), b[0], tap, p)[0],)
+
+        return jitable(lambda x, position, p: (x,)), merge, (real,)
+
+    @jitable
+    def lift(x, position, p):
+        zero = splat(real(0), lanes)
+        return step(begin(zero, position, zero, zero), x, position, p)
+
+    parts = kind.init(np.float32(0))
+    if isinstance(parts, tuple):
+        return lift, jitable(lambda a, b, p: combine(a, b)), (real,) * len(parts)
+    return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), (real,)
+
+
+def _state(parts):
+    """What a reduction knows a carried tuple as."""
+    return jitable((lambda state: state) if len(parts) > 1 else (lambda state: state[0]))
+
+
+def _scratch(parts, count):
+    """() -> one array on the stack for each member of a state."""
+    if len(parts) == 1:
+        return jitable(lambda: (stacked(count, parts[0]),))
+    if len(parts) == 2:
+        return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1])))
+    return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2])))
+
+
+@specialised
+def forward(kind, dtype, saved, saves, lanes, channels_last):
+    """Arguments: x, y, saved; counts of slices, rows and columns; C, D, H, W, OH, OW; x's strides of N, C, D, H and W; KH, KW, PH, PW; the
+    reduction's parameters.  y and saved are dense."""
+    P, L, real, selects = len(kind.parameters), lanes, number(dtype), isinstance(kind, Selecting)
+    A = arithmetic(kind)
+    neutral, finish = A.neutral, A.finish
+    lift, merge, parts = _carried(kind, real, lanes, saves)
+    state_of = _state(parts)
+    tile, unit = TILE[channels_last], lanes if channels_last else 1
+    row_scratch, tile_scratch = _scratch(parts, (tile + MOST) * unit + 2 * lanes), _scratch(parts, tile * unit + lanes)
+    segment_scratch = _scratch(parts, MOST * tile * unit + lanes)
+
+    @jitable
+    def fetch(x, row, column, W, channel, C, stride_w, fill):
+        """The register at a column of the map: of L columns from there, or of L channels."""
+        if channels_last:
+            if column < 0 or column >= W:
+                return fill
+            at = row + column * stride_w + channel
+            if channel + L <= C:
+                return load(x, at, L)
+            return load_masked(x, at, between(channel, 1, 0, C, L), fill)
+        if column >= 0 and column + L <= W:
+            return load(x, row + column, L)
+        if column + L <= 0 or column >= W:
+            return fill
+        return phase(load_phases_between(x, row, column, 0, W, 1, fill), 0)
+
+    @jitable
+    def columns_at(column, W):
+        """The columns of a register's elements, those in padding moved to the edge: as taps they lose to the first inside."""
+        zero, edge = splat(int32(0), L), splat(int32(W - 1), L)
+        found = splat(int32(column), L) if channels_last else splat(int32(column), L) + lane_index(int32, L)
+        found = where(found < zero, zero, found)
+        return where(found > edge, edge, found)
+
+    @jitable
+    def windows_of_row(line, found, args):
+        """Of one row, the states of ``length`` windows of KW columns, into ``found``."""
+        x, row, h, column, length, W, KW, channel, C, stride_w, fill, p = args
+        end = (length + KW - 1) * unit
+        for j in range(0, end, L):
+            at = column + j // unit
+            position = columns_at(at, W) + splat(int32(h << 16), L)
+            store_each(line, j, lift(fetch(x, row, at, W, channel, C, stride_w, fill), position, p))
+        width, done = 1, 0
+        while True:
+            if selects:
+                if 2 * width > KW:
+                    rest = (KW - width) * unit
+                    for j in range(0, length * unit, L):
+                        store_each(found, j, merge(load_each(line, j, L), load_each(line, j + rest, L), p))
+                    break
+            elif KW & width:
+                for j in range(0, length * unit, L):
+                    part = load_each(line, j + done * unit, L)
+                    if done > 0:
+                        part = merge(load_each(found, j, L), part, p)
+                    store_each(found, j, part)
+                done += width
+                if done == KW:
+                    break
+            for j in range(0, end - (2 * width - 1) * unit, L):
+                store_each(line, j, merge(load_each(line, j, L), load_each(line, j + width * unit, L), p))
+            width *= 2
+
+    def kernel(args, start, stop):
+        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        counts_d, counts_h, counts_w = pointer(args, 3, real), pointer(args, 4, real), pointer(args, 5, real)
+        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, stride_w, KH, KW, PH, PW = integers(args, 6, 15)
+        p = numbers(args, 21, P, real, L)
+        fill, size = neutral(splat(real(0), L)), splat(real(KH * KW), L)
+        line, found, prefix, segment = row_scratch(), tile_scratch(), tile_scratch(), segment_scratch()
+        blocks = (C + L - 1) // L
+        for job in range(start, stop):
+            if channels_last:
+                channel, d, n = job % blocks * L, job // blocks % D, job // blocks // D
+                source, target, pixel = n * stride_n + d * stride_d, (n * D + d) * OH * OW * C + channel, C
+            else:
+                channel, d, n = job // D % C, job % D, job // D // C
+                source, target, pixel = n * stride_n + channel * stride_c + d * stride_d, job * OH * OW, 1
+            whole, tail = channel + L <= C, between(channel, 1, 0, C, L)
+            for begin in range(0, OW, tile):
+                length = min(tile, OW - begin)
+                for r in range(OH + KH - 1):
+                    h, at, oh = r - PH, r % KH, r - KH + 1
+                    if at == 0 and r > 0:
+                        for i in range(KH - 2, -1, -1):
+                            for j in range(i * tile * unit, (i * tile + length) * unit, L):
+                                both = merge(load_each(segment, j, L), load_each(segment, j + tile * unit, L), p)
+                                store_each(segment, j, both)
+                    if 0 <= h < H:
+                        row = source + h * stride_h
+                        windows_of_row(line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, p))
+                    elif h <= 0 or h == H:
+                        for j in range(0, length * unit, L):
+                            store_each(found, j, lift(fill, columns_at(begin - PW + j // unit, W), p))
+                    for j in range(0, length * unit, L):
+                        state = load_each(found, j, L)
+                        store_each(segment, at * tile * unit + j, state)
+                        if at > 0:
+                            state = merge(load_each(prefix, j, L), state, p)
+                        store_each(prefix, j, state)
+                        if oh >= 0:
+                            if at < KH - 1:
+                                state = merge(load_each(segment, (at + 1) * tile * unit + j, L), state, p)
+                            ow = begin + j // unit
+                            out = target + (oh * OW + ow) * pixel
+                            per_column = splat(counts_w[ow], L) if channels_last else load(counts_w, ow, L)
+                            if selects:
+                                value = state[0]
+                            else:
+                                count = splat(counts_d[d] * counts_h[oh], L) * per_column
+                                value, rest = finish(state_of(state), count, size, p)
+                            if saves:
+                                if selects:
+                                    left = splat(int32(ow - PW), L)
+                                    if not channels_last:
+                                        left = left + lane_index(int32, L)
+                                    low = splat(int32(0xFFFF), L)
+                                    below = (state[1] >> splat(int32(16), L)) - splat(int32(oh - PH), L)
+                                    choice = convert(below * splat(int32(KW), L) + (state[1] & low) - left, saved)
+                                else:
+                                    choice = convert(rest, saved)
+                            if not channels_last:
+                                whole, tail = ow + L <= OW, between(ow, 1, 0, OW, L)
+                            if whole:
+                                store(y, out, value)
+                                if saves:
+                                    store(kept, out, choice)
+                            else:
+                                store_masked(y, out, value, tail)
+                                if saves:
+                                    store_masked(kept, out, choice, tail)
+
+    return kernel
+
+
+@specialised
+def scatter(dtype, saved, channels_last):
+    """The gradient of a selecting pooling whose windows would be too many to gather from: each output's, added where it came from, one
+    after the other within a plane, a job, and so always in the same order.
+
+    Arguments: gx, gy, saved, two unused; spans of rows and columns; each tap's offset in the map; C, D, H, W, OH, OW; the number of taps.  All are
+    dense.
+    """
+
+    def kernel(args, start, stop):
+        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        spans_h, spans_w, offsets = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        C, D, H, W, OH, OW, taps = integers(args, 8, 7)
+        inner = C if channels_last else 1
+        for job in range(start, stop):
+            plane, out = job * H * W * inner, job * OH * OW * inner
+            for i in range(H * W * inner):
+                gx[plane + i] = dtype(0)
+            for oh in range(OH):
+                for ow in range(OW):
+                    corner = plane + (spans_h[3 * oh] * W + spans_w[3 * ow]) * inner
+                    for c in range(inner):
+                        tap = int64(kept[out])
+                        if tap < taps:
+                            at = corner + offsets[tap] * inner + c
+                            gx[at] = gx[at] + gy[out]
+                        out += 1
+
+    return kernel
