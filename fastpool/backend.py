@@ -123,6 +123,9 @@ class _Spatial:
     def __hash__(self) -> int:
         return hash(self._window)
 
+    def output_size(self, depth: int, *sizes: int) -> Any:
+        return depth, *self._window.output_size(*sizes)
+
     def counts(self, axis: int, size: int, include_pad: bool) -> Any:
         return np.ones(1, int) if axis == 0 else self._window.counts(axis - 1, size, include_pad)
 

@@ -35,6 +35,8 @@ I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 class Storage(types.Number):
     """A 16-bit float in memory; in registers it is a float32 (``number``)."""
 
+    bitwidth = 16
+
 
 float16, bfloat16 = Storage("float16"), Storage("bfloat16")
 
@@ -588,6 +590,56 @@ def store_each(tyctx, arrays, offset, values):
 
     if [array.dtype for array in arrays] == [vec.dtype for vec in values]:
         return types.void(arrays, types.int64, values), codegen
+
+
+def _joined(b, parts, lanes):
+    """Vectors of ``lanes`` side by side in one."""
+    while len(parts) > 1:
+        picks = _constant(2 * lanes, I32, range(2 * lanes))
+        parts = [b.shuffle_vector(low, high, picks) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+        lanes *= 2
+    return parts[0]
+
+
+def _part(b, value, first, lanes):
+    return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _constant(lanes, I32, range(first, first + lanes)))
+
+
+@intrinsic(prefer_literal=True)
+def load_rows(tyctx, x, offset, step, rows, stride, lanes):
+    """``load_phases`` of ``rows`` rows, ``step`` elements apart, side by side in Vecs of rows * lanes."""
+    n, s = rows.literal_value, stride.literal_value
+    part, vec = (Vec(number(x.dtype), lanes.literal_value * k) for k in (1, n))
+    result = types.UniTuple(vec, s)
+
+    def codegen(ctx, b, sig, args):
+        phases = []
+        for i in range(n):
+            start = b.add(args[1], b.mul(args[2], ir.Constant(I64, i)))
+            wholes = [_load_whole(b, _at(b, args[0], b.add(start, ir.Constant(I64, r * part.lanes))), part, x.dtype) for r in range(s)]
+            phases.append(_deinterleave(b, wholes, part.lanes))
+        return ctx.make_tuple(b, result, [_joined(b, [row[p] for row in phases], part.lanes) for p in range(s)])
+
+    return result(x, types.int64, types.int64, rows, stride, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_rows(tyctx, y, offset, step, rows, phases):
+    """``store_phases`` to ``rows`` rows, ``step`` elements apart: the inverse of ``load_rows``."""
+    vec, n = phases.dtype, rows.literal_value
+    part = Vec(vec.dtype, vec.lanes // n)
+
+    def codegen(ctx, b, sig, args):
+        values = [b.extract_value(args[4], p) for p in range(phases.count)]
+        for i in range(n):
+            start = b.add(args[1], b.mul(args[2], ir.Constant(I64, i)))
+            row = [_part(b, value, i * part.lanes, part.lanes) for value in values]
+            for r, whole in enumerate(_interleave(b, row, part.lanes)):
+                _store_whole(b, _at(b, args[0], b.add(start, ir.Constant(I64, r * part.lanes))), part, y.dtype, whole)
+        return ctx.get_dummy_value()
+
+    if number(y.dtype) == vec.dtype:
+        return types.void(y, types.int64, types.int64, rows, phases), codegen
 
 
 @intrinsic

@@ -59,8 +59,8 @@ def _over_taps(body, taps):
     return unrolled if taps else looped
 
 
-def _window(step, tapped, lanes, taps, stride, dilation, bounded):
-    """(state, args) -> state, through the rows of the windows of one block of outputs."""
+def _window(step, tapped, lanes, rows, taps, stride, dilation, bounded):
+    """(state, args) -> state, through the windows of one block of outputs: those rows of them that lie inside, or all ``rows``."""
     S = max(stride, 1)
 
     @jitable
@@ -82,28 +82,54 @@ def _window(step, tapped, lanes, taps, stride, dilation, bounded):
     columns = _over_taps(phased if stride else gathered, taps)
 
     @jitable
-    def rows(state, args):
-        x, origin, slices, lines, step_d, step_h, left, W, KH, KW, SW, DW, fill, p = args
+    def row_of(state, kh, args):
+        x, origin, tap, step_h, left, W, KW, SW, DW, fill, p = args
+        return columns(state, KW, (x, origin + kh * step_h, left, W, tap + kh * KW, SW, DW, fill, p))
+
+    @jitable
+    def whole(state, args):
+        x, origin, slices, _, step_d, step_h, left, W, KH, KW, SW, DW, fill, p = args
         for kd in range(slices[0], slices[1]):
-            for kh in range(lines[0], lines[1]):
-                row = origin + kd * step_d + kh * step_h
-                state = columns(state, KW, (x, row, left, W, (kd * KH + kh) * KW, SW, DW, fill, p))
+            state = unroll(row_of, rows, state, (x, origin + kd * step_d, kd * KH * KW, step_h, left, W, KW, SW, DW, fill, p))
         return state
 
-    return rows
+    @jitable
+    def inside(state, args):
+        x, origin, slices, lines, step_d, step_h, left, W, KH, KW, SW, DW, fill, p = args
+        for kd in range(slices[0], slices[1]):
+            row = x, origin + kd * step_d, kd * KH * KW, step_h, left, W, KW, SW, DW, fill, p
+            for kh in range(lines[0], lines[1]):
+                state = row_of(state, kh, row)
+        return state
+
+    return whole if rows else inside
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, taps, stride, dilation):
+def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
     """Arguments: x, y, saved; tables: spans of slices and of rows, the first tap inside of each column, counts of slices, rows and
     columns; C, W, OD, OH, OW; x's strides of N, C, D and H, and its end; dilated strides of slices and rows; KD, KH, KW, SH, SW, DW,
     PW; bands of a plane and rows of a band; the seed's halves; the reduction's parameters.  y and saved are dense."""
     A, P, L, real, tapped = arithmetic(kind), len(kind.parameters), lanes, number(dtype), index(dtype, saved)
     neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, lanes), A.surveys
-    inside_window, bounded_window = (_window(A.step, tapped, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
-    survey = A.survey or A.step
-    inside_survey, bounded_survey = (_window(survey, tapped, lanes, taps, stride, dilation, bounded) for bounded in (False, True))
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
+
+    def pooled(rows, bounded):
+        """Pool one block: -> (value, choice)."""
+        window, survey = (_window(step, tapped, lanes, rows, taps, stride, dilation, bounded) for step in (A.step, A.survey or A.step))
+
+        @jitable
+        def pool(position, plane, k0, k1, tap, count, size, window_args):
+            zero, total = splat(real(0), L), splat(real(0), L)
+            u = drawn(splat(uint32(position), L) + lane_index(uint32, L), splat(uint32(plane), L), k0, k1, zero)
+            if surveys:
+                total = survey(total, window_args)
+            return finish(window(begin(zero, tap, total, u), window_args), count, size, p_of(window_args))
+
+        return pool
+
+    p_of = jitable(lambda window_args: window_args[13])
+    inside, bounded = pooled(rows, False), pooled(0, True)
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -113,46 +139,54 @@ def forward(kind, dtype, saved, saves, lanes, taps, stride, dilation):
         KD, KH, wide, SH, along, spread, PW, bands, band, k0, k1 = integers(args, 21, 11)
         KW, SW, DW = taps or wide, stride or along, dilation or spread
         p = numbers(args, 32, P, real, L)
-        zero = splat(real(0), L)
-        fill, size = neutral(zero), splat(real(KD * KH * KW), L)
+        fill, size = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L)
         reach, height = (KW - 1) * DW // SW * SW + SW * L, OD * OH
+        # Blocks near .. far_end - L have all the columns of their windows inside.
+        near, blocks = (PW + SW * L - 1) // (SW * L) * L, (OW + L - 1) // L * L
+        ends = (W - 1 - (KW - 1) * DW + PW) // SW + 1
+        far_end = (blocks if ends >= OW else ends // L * L) if stride > 0 and W + PW > (KW - 1) * DW else 0
         for job in range(start, stop):
             plane, first_row = job // bands, job % bands * band
             source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
+            od, oh = first_row // OH, first_row % OH
             for r in range(first_row, last):
-                od, oh = r // OH, r % OH
                 slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
                 out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
+                rows_count, row_taps = splat(counts_d[od] * counts_h[oh], L), splat(tapped((slices[0] * KH + lines[0]) * KW), L)
                 below = origin + (slices[1] - 1) * step_d + (lines[1] - 1) * step_h
                 for row in range(max(0, lines[1] - SH), lines[1]):
                     ask(x, origin + (slices[1] - 1) * step_d + row * step_h + far, W)
-                rows_count, row_taps = splat(counts_d[od] * counts_h[oh], L), (slices[0] * KH + lines[0]) * KW
-                for ow in range(0, OW, L):
-                    left, total = ow * SW - PW, zero
-                    used = min(L, OW - ow)
-                    position = splat(uint32(r * OW + ow), L) + lane_index(uint32, L)
-                    u = drawn(position, splat(uint32(plane), L), k0, k1, zero)
-                    tap = splat(tapped(row_taps), L)
-                    window = x, origin, slices, lines, step_d, step_h, left, W, KH, KW, SW, DW, fill, p
-                    ends = left + (used - 1) * SW + (KW - 1) * DW
-                    if stride > 0 and left >= 0 and ends < W and below + left + reach <= x_end:
-                        if surveys:
-                            total = inside_survey(total, window)
-                        state = inside_window(begin(zero, tap, total, u), window)
+                stops = min(far_end, OW // L * L) if r + 1 == last else far_end
+                if lines[1] - lines[0] < rows or below + (stops - L) * SW - PW + reach > x_end:
+                    stops = 0
+                ow = 0
+                while ow < OW:
+                    if ow == near and near < stops:
+                        for ow in range(near, stops, L):
+                            window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
+                            count = rows_count * load(counts_w, ow, L)
+                            value, choice = inside(r * OW + ow, plane, k0, k1, row_taps, count, size, window)
+                            store(y, out + ow, value)
+                            if saves:
+                                store(kept, out + ow, convert(choice, saved))
+                        ow = stops
                     else:
-                        if surveys:
-                            total = bounded_survey(total, window)
-                        state = bounded_window(begin(zero, tap + load(first_w, ow, L), total, u), window)
-                    value, choice = finish(state, rows_count * load(counts_w, ow, L), size, p)
-                    if used == L or r + 1 < last:
-                        store(y, out + ow, value)
-                        if saves:
-                            store(kept, out + ow, convert(choice, saved))
-                    else:
-                        tail = between(ow, 1, 0, OW, L)
-                        store_masked(y, out + ow, value, tail)
-                        if saves:
-                            store_masked(kept, out + ow, convert(choice, saved), tail)
+                        window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
+                        count, tap = rows_count * load(counts_w, ow, L), row_taps + load(first_w, ow, L)
+                        value, choice = bounded(r * OW + ow, plane, k0, k1, tap, count, size, window)
+                        if ow + L <= OW or r + 1 < last:
+                            store(y, out + ow, value)
+                            if saves:
+                                store(kept, out + ow, convert(choice, saved))
+                        else:
+                            tail = between(ow, 1, 0, OW, L)
+                            store_masked(y, out + ow, value, tail)
+                            if saves:
+                                store_masked(kept, out + ow, convert(choice, saved), tail)
+                        ow += L
+                oh += 1
+                if oh == OH:
+                    od, oh = od + 1, 0
 
     return kernel
 

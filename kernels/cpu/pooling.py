@@ -17,7 +17,7 @@ import numpy as np
 
 from ..launch import bits, launch, pack
 from ..simd import bfloat16, float16, native_lanes, number
-from . import bins, contiguous, positions, separable, whole_map
+from . import bins, contiguous, positions, separable, small, whole_map
 from . import channels_last as last
 from .reduction import index
 
@@ -32,6 +32,9 @@ SERIAL_BYTES = 1 << 16
 
 JOBS = 16
 """A batch of fewer planes is split into bands of rows until there are about this many jobs."""
+
+MOST_UNROLLED = 16
+"""Taps of a window that is written out whole."""
 
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
@@ -132,18 +135,40 @@ class _Tables:
         (_, rows, columns), (_, spread, step), width = self.window.kernel_size, self.window.dilation, self.sizes[2]
         return self._address((np.arange(rows)[:, None] * spread * width + np.arange(columns) * step).reshape(-1).astype(np.int64))
 
+    def blocks(self, lanes, together):
+        """What ``small`` reads a block of outputs at a time: counts, first taps and positions, as arrays (blocks, together, lanes)."""
+        _, height, width = self.out
+        rows = np.minimum(np.arange(0, height, together), height - together)[:, None] + np.arange(together)
+        columns = np.arange(0, width, lanes)[:, None] + np.arange(lanes)
+        rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+        inside, within = columns < width, np.minimum(columns, width - 1)
+        (_, first_h, _), (_, first_w, _) = self.found[1:]
+        counts_h, counts_w = (self._count(axis) for axis in (1, 2))
+        counts = np.where(inside, counts_h[rows] * counts_w[within], 1)
+        firsts = np.where(inside, first_h[rows] * self.window.kernel_size[2] + first_w[within], 0)
+        return counts, firsts, np.where(inside, rows * width + columns, 0)
+
+    def by_blocks(self, lanes, together, dtypes):
+        """Addresses of ``blocks``, each in its dtype."""
+        tables = self.blocks(lanes, together)
+        with np.errstate(all="ignore"):
+            return tuple(self._address(table.astype(dtype.name).reshape(-1)) for table, dtype in zip(tables, dtypes, strict=True))
+
     @property
     def once(self):
         """Whether every position lies in exactly one window."""
         return all((np.diff(self._pairs(axis)[0]) == 1).all() for axis in range(3))
 
+    def _count(self, axis):
+        """Along one axis; a divisor stands for rows."""
+        if self.geometry.divisor is not None:
+            return np.full(self.out[axis], self.geometry.divisor if axis == 1 else 1)
+        return self.window.counts(axis, self.sizes[axis], self.geometry.include_pad)
+
     def counts(self):
         """Addresses for D, H and W."""
-        geometry = self.geometry
-        dtype = number(_numba_dtype(geometry.dtype)).name
-        tables = [self.window.counts(axis, size, geometry.include_pad) for axis, size in enumerate(self.sizes)]
-        if geometry.divisor is not None:
-            tables = [np.full(len(tables[0]), geometry.divisor), *(np.ones(len(t)) for t in tables[1:])]
+        dtype = number(_numba_dtype(self.geometry.dtype)).name
+        tables = [self._count(axis) for axis in range(3)]
         tables[2] = np.pad(tables[2], (0, PADDING), constant_values=1)
         with np.errstate(all="ignore"):  # small integers compute no average
             return tuple(self._address(table.astype(dtype)) for table in tables)
@@ -212,6 +237,65 @@ def _is_separable(kind, geometry):
     return fits and kernel[0] * kernel[1] >= LARGE_WINDOW
 
 
+class _Small(NamedTuple):
+    """How ``small`` works on maps of one geometry: lanes of a row, rows in a register, rows and row stride between margins."""
+
+    lanes: int
+    together: int
+    rows: int
+    stride: int
+    more: tuple[int, ...] = ()
+
+
+def _is_small_window(window):
+    (kd, kh, kw), dense = window.kernel_size, max(window.dilation) == 1 and window.stride[0] == 1 and window.padding[0] == 0
+    return window.regular and kd == 1 and kh * kw <= MOST_UNROLLED and dense and max(window.stride) <= MOST_STRIDE
+
+
+def _rounded(size, step):
+    return -(-size // step) * step
+
+
+def _registers(dtype, width, height):
+    """(lanes of a row, rows in a register)."""
+    lanes, together = _lanes(dtype, width), 1
+    while lanes * together < native_lanes(dtype) and width <= lanes and 2 * together <= height:
+        together *= 2
+    return lanes, together
+
+
+def _small_forward(geometry, dtype):
+    """How ``small.forward`` does it, or None if the map does not fit."""
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    if not _is_small_window(window):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    lanes, together = _registers(dtype, out_w, out_h)
+    rows = max(ph + height, (out_h - 1) * sh + kh)
+    stride = max(pw + _rounded(width, lanes), (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes)
+    direct = number(dtype) == dtype and ph == pw == 0 and rows == height and (out_w - 1) * sw + kw <= width
+    extent = (rows - 1) * geometry.strides[3] + (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes
+    return _Small(lanes, together, rows, stride, (direct, extent)) if (rows + 1) * stride <= small.ROOM else None
+
+
+def _small_backward(kind, geometry, dtype):
+    """How ``small.backward`` does it, or None."""
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    if not (kind.selects or kind.linear) or not _is_small_window(window):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    columns = -(-width // sw)
+    lanes, together = _registers(dtype, columns, -(-height // sh))
+    margin_h, margin_w = (kh - 1) // sh + 1, (kw - 1) // sw + 1
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    rows = margin_h + max(out_h, (height - 1 + ph) // sh + 1) + together
+    stride = margin_w + max(_rounded(out_w, lanes), _rounded(columns, lanes) + pw // sw + 1)
+    grown = _rounded(columns, lanes) * sw
+    fits = (rows + 1) * stride <= small.ROOM and (height + sh * together + 1) * grown <= small.ROOM
+    return _Small(lanes, together, rows, stride, (margin_h, margin_w, grown)) if fits else None
+
+
 @functools.lru_cache(maxsize=4096)
 def forward(kind, geometry, saved, saves):
     """Arguments of ``run``: x, y, saved; then the seed's two halves (windows only) and the parameters.
@@ -254,6 +338,15 @@ def forward(kind, geometry, saved, saves):
         )  # fmt: skip
         worker = bins.forward(kind, dtype, kept, saves, native_lanes(dtype))
         return Plan(worker, n * channels * tables.out[0] * tables.out[1], sizes, parallel, tables)
+    if how := _small_forward(geometry, dtype):
+        (_, kh, kw), (_, stride_h, stride_w) = window.kernel_size, window.stride
+        blocks = tables.by_blocks(how.lanes, how.together, (number(dtype), index(dtype, kept), numba.uint32))
+        sizes = (
+            *blocks, channels, *geometry.shape[2:], *tables.out[1:], sn, sc, sd, sh, geometry.end, stride_h, *window.padding[1:],
+            how.rows, how.stride, how.more[1],
+        )  # fmt: skip
+        worker = small.forward(kind, dtype, kept, saves, how.lanes, how.together, kh, kw, stride_w, how.more[0])
+        return Plan(worker, n * channels * geometry.shape[2], sizes, parallel, tables)
     rows, width = tables.out[0] * tables.out[1], tables.out[2]
     bands = _bands(n * channels, rows)
     (kd, kh, kw), (_, stride_h, stride_w) = window.kernel_size, window.stride
@@ -261,7 +354,8 @@ def forward(kind, geometry, saved, saves):
         tables.spans(0), tables.spans(1), tables.first(index(dtype, kept)), *tables.counts(), channels, geometry.shape[4], *tables.out,
         sn, sc, sd, sh, geometry.end, *tables.steps(2), kd, kh, kw, stride_h, stride_w, window.dilation[2], window.padding[2], *bands,
     )  # fmt: skip
-    worker = contiguous.forward(kind, dtype, kept, saves, _lanes(dtype, width), *_columns(window))
+    rows = kh if kh * kw <= MOST_TAPS**2 and kh <= MOST_TAPS else 0
+    worker = contiguous.forward(kind, dtype, kept, saves, _lanes(dtype, width), rows, *_columns(window))
     return Plan(worker, n * channels * bands[0], sizes, parallel, tables)
 
 
@@ -278,7 +372,7 @@ def backward(kind, geometry, saved):
     if kind.selects and _is_separable(kind, geometry) and number(dtype) == dtype:
         tables = _Tables(geometry)
         spans = tables.spans(1), tables.spans(2), tables.offsets()
-        sizes = *spans, channels, depth, height, width, *tables.out[1:], window.taps
+        sizes = *spans, channels, height, width, *tables.out[1:], window.taps
         jobs = n * depth * (1 if geometry.channels_last else channels)
         return Plan(separable.scatter(dtype, kept, geometry.channels_last), jobs, sizes, parallel, tables)
     if geometry.channels_last:
@@ -300,6 +394,16 @@ def backward(kind, geometry, saved):
         )  # fmt: skip
         worker = bins.backward(kind, dtype, kept, native_lanes(dtype), tables.once)
         return Plan(worker, n * channels * depth * height, sizes, parallel, tables)
+    if how := _small_backward(kind, geometry, dtype):
+        (_, kh, kw), (_, stride_h, stride_w), (_, above, left) = window.kernel_size, window.stride, window.padding
+        margin_h, margin_w, grown = how.more
+        jobs = n * channels * depth
+        sizes = (
+            *tables.counts()[1:], height, width, *tables.out[1:], above, left, how.rows, how.stride, margin_h, margin_w, grown,
+            jobs * tables.out[1] * tables.out[2],
+        )  # fmt: skip
+        worker = small.backward(kind, dtype, kept, how.lanes, how.together, kh, kw, stride_h, stride_w, above % stride_h, left % stride_w)
+        return Plan(worker, jobs, sizes, parallel, tables)
     bands = _bands(n * channels, depth * height)
     taps, stride, dilation = _columns(window)
     sizes = (
@@ -316,7 +420,7 @@ def backward(kind, geometry, saved):
 def flat_positions(geometry, saved):
     """Arguments of ``run``: flat (int64), saved; both dense in geometry's layout, whose strides do not matter."""
     tables, channels = _Tables(geometry), geometry.shape[1]
-    depth, height, width = geometry.shape[2:]
+    height, width = geometry.shape[3:]
     sizes = *map(tables.spans, range(3)), channels, *tables.out, height, width, *tables.window.dilation, *tables.window.kernel_size
     jobs = geometry.shape[0] * tables.out[0] * tables.out[1] * (1 if geometry.channels_last else channels)
     worker = positions.flat(_numba_dtype(saved), geometry.channels_last)

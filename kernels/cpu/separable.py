@@ -238,14 +238,14 @@ def scatter(dtype, saved, channels_last):
     """The gradient of a selecting pooling whose windows would be too many to gather from: each output's, added where it came from, one
     after the other within a plane, a job, and so always in the same order.
 
-    Arguments: gx, gy, saved, two unused; spans of rows and columns; each tap's offset in the map; C, D, H, W, OH, OW; the number of taps.  All are
-    dense.
+    Arguments: gx, gy, saved, two unused; spans of rows and columns; each tap's offset in the map; C, H, W, OH, OW; the
+    number of taps.  All are dense.
     """
 
     def kernel(args, start, stop):
         gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
         spans_h, spans_w, offsets = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
-        C, D, H, W, OH, OW, taps = integers(args, 8, 7)
+        C, H, W, OH, OW, taps = integers(args, 8, 6)
         inner = C if channels_last else 1
         for job in range(start, stop):
             plane, out = job * H * W * inner, job * OH * OW * inner

@@ -29,7 +29,7 @@ GROUP = 4
 
 def _whole_image(A, real, lanes, bounded):
     """(start, stop, args) -> the states of GROUP registers of channels, of pixels start .. stop - 1."""
-    L, neutral, begin, step, one_combine = lanes, A.neutral, A.begin, A.step, A.combine
+    L, begin, step, one_combine = lanes, A.begin, A.step, A.combine
 
     @jitable
     def empty():

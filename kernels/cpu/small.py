@@ -1,0 +1,205 @@
+"""Loop nests over contiguous maps that fit the L1 cache: each is copied between margins of padding, and then every window lies inside.
+
+No edge, no mask: a window is its taps, written out.  Narrow rows share a register (``together``): two output rows of 4 columns in one of 8
+lanes.  A job is one map.  Rows are written in rising order, each over its end into the next; the last of a call is masked.
+"""
+
+from numba import uint32
+
+from ..compile import specialised
+from ..simd import (
+    between,
+    convert,
+    integers,
+    load,
+    load_masked,
+    load_rows,
+    number,
+    numbers,
+    phase,
+    pointer,
+    repeat,
+    splat,
+    stacked,
+    store,
+    store_masked,
+    store_rows,
+    unroll,
+    where,
+    with_phase,
+)
+from .number import jitable
+from .reduction import arithmetic, draw, index
+
+ROOM = 8192
+"""Elements of a map between its margins, at most."""
+
+
+def _copied(dtype, lanes):
+    """Rows of a map in memory, into rows of an array with margins; what lies past a row's end is ``fill``."""
+    L = lanes
+
+    @jitable
+    def copied(x, source, step, x_end, array, target, stride, H, W, fill):
+        tail, rest = W // L * L, between(W // L * L, 1, 0, W, L)
+        for h in range(H):
+            row, to = source + h * step, target + h * stride
+            for at in range(0, tail, L):
+                store(array, to + at, load(x, row + at, L))
+            if tail < W:
+                if row + tail + L <= x_end:
+                    store(array, to + tail, where(rest, load(x, row + tail, L), fill))
+                else:
+                    store(array, to + tail, load_masked(x, row + tail, rest, fill))
+
+    return copied
+
+
+@specialised
+def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
+    """Arguments: x, y, saved; tables by blocks of outputs: counts, the first tap inside, positions; C, D, H, W, OH, OW; x's strides of N,
+    C, D and H, and its end; SH, PH, PW; rows and row stride between margins; elements of a map that are read in its place; the seed's halves; the reduction's parameters.
+
+    ``direct``: no window reaches padding, and the map is read in its place unless it is one of the last."""
+    A, P, L, R, taps = arithmetic(kind), len(kind.parameters), lanes * together, together, KH * KW
+    real, tapped = number(dtype), index(dtype, saved)
+    neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, L), A.surveys
+    copied = _copied(dtype, lanes)
+
+    def windows(step):
+        @jitable
+        def tap_of(state, k, args):
+            array, at, stride_h, SH, p = args
+            kh, kw = k // KW, k % KW
+            phases = load_rows(array, at + kh * stride_h + kw // stride * stride, SH * stride_h, R, stride, lanes)
+            return step(state, phase(phases, kw % stride), splat(tapped(k), L), p)
+
+        return jitable(lambda state, args: unroll(tap_of, taps, state, args))
+
+    window, survey = windows(A.step), windows(A.survey or A.step)
+
+    def kernel(args, start, stop):
+        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        counts, firsts, positions = pointer(args, 3, real), pointer(args, 4, tapped), pointer(args, 5, uint32)
+        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end = integers(args, 6, 11)
+        SH, PH, PW, rows, stride_m, extent, k0, k1 = integers(args, 17, 8)
+        p = numbers(args, 25, P, real, L)
+        zero, size, short = splat(real(0), L), splat(real(KH * KW), L), splat(real(0), lanes)
+        fill = neutral(short)
+        margins = stacked(ROOM, real)
+        for at in range(0, rows * stride_m, lanes):
+            store(margins, at, fill)
+        plane, d = start // D, start % D
+        n, c = plane // C, plane % C
+        for job in range(start, stop):
+            source = n * stride_n + c * stride_c + d * stride_d
+            array, corner, stride_a = margins, 0, stride_m
+            if direct and source + extent <= x_end:
+                array, corner, stride_a = x, source, stride_h
+            else:
+                copied(x, source, stride_h, x_end, margins, PH * stride_m + PW, stride_m, H, W, fill)
+            table = 0
+            for first in range(0, OH, R):
+                oh = min(first, OH - R)
+                for ow in range(0, OW, lanes):
+                    at = array, corner + oh * SH * stride_a + ow * stride, stride_a, SH, p
+                    total = zero
+                    position = load(positions, table, L) + splat(uint32(d * OH * OW), L)
+                    u = drawn(position, splat(uint32(plane), L), k0, k1, zero)
+                    if surveys:
+                        total = survey(total, at)
+                    state = window(begin(zero, load(firsts, table, L), total, u), at)
+                    value, choice = finish(state, load(counts, table, L), size, p)
+                    out = (job * OH + oh) * OW + ow
+                    if job + 1 < stop or first + R < OH or ow + lanes <= OW:
+                        store_rows(y, out, OW, R, (value,))
+                        if saves:
+                            store_rows(kept, out, OW, R, (convert(choice, saved),))
+                    else:
+                        spare_y, spare_kept = stacked(L, dtype), stacked(L, saved)
+                        store(spare_y, 0, value)
+                        if saves:
+                            store(spare_kept, 0, convert(choice, saved))
+                        for r in range(R):
+                            for i in range(OW - ow):
+                                y[out + r * OW + i] = spare_y[r * lanes + i]
+                                if saves:
+                                    kept[out + r * OW + i] = spare_kept[r * lanes + i]
+                    table += L
+            d += 1
+            if d == D:
+                d, c, plane = 0, c + 1, plane + 1
+                if c == C:
+                    c, n = 0, n + 1
+
+    return kernel
+
+
+@specialised
+def backward(kind, dtype, saved, lanes, together, KH, KW, SH, stride, above, left):
+    """The gradient of a selecting or linear reduction.  Arguments: gx, gy, saved, two unused; counts of rows and columns; H, W, OH, OW;
+    rows and row stride of the outputs between margins, rows and columns of these, and the row stride of the inputs.
+
+    An input row's windows are known from (row + padding) % SH, and so is a column's: ``above`` and ``left`` are the paddings % stride.
+    """
+    A, L, R, taps, real, residue = arithmetic(kind), lanes * together, together, KH * KW, number(dtype), number(saved)
+    share, selects, copied = A.share, A.reads_saved, _copied(dtype, lanes)
+
+    @jitable
+    def tap_of(acc, k, args):
+        array, chosen, at, stride_a, remainder = args
+        kh, kw = k // KW, k % KW
+        if kh % SH == remainder:
+            slot = (kw - left) % stride
+            shift = (slot + left - kw) // stride - (kh - remainder) // SH * stride_a
+            g = phase(load_rows(array, at + shift, stride_a, R, 1, lanes), 0)
+            if selects:
+                zero = splat(real(0), L)
+                kept = phase(load_rows(chosen, at + shift, stride_a, R, 1, lanes), 0)
+                g = share(g, zero, zero, kept, splat(residue(k), L), zero, zero, ())
+            acc = with_phase(acc, slot, phase(acc, slot) + g)
+        return acc
+
+    @jitable
+    def rows_of(none, remainder, args):
+        """The gradient of every row for which (row + padding) % SH is ``remainder``."""
+        array, chosen, grown, H, W, PH, PW, margin_h, margin_w, stride_a, stride_g = args
+        first = (remainder - above) % SH
+        for line in range(first, H, SH * R):
+            oh = (line + PH - remainder) // SH
+            for q in range(0, (W + stride - 1) // stride, lanes):
+                at = (margin_h + oh) * stride_a + margin_w + q + PW // stride
+                acc = repeat(splat(real(0), L), stride)
+                acc = unroll(tap_of, taps, acc, (array, chosen, at, stride_a, remainder))
+                store_rows(grown, line * stride_g + q * stride, SH * stride_g, R, acc)
+        return none
+
+    def kernel(args, start, stop):
+        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        counts_h, counts_w = pointer(args, 5, real), pointer(args, 6, real)
+        H, W, OH, OW, PH, PW, rows, stride_a, margin_h, margin_w, stride_g, y_end = integers(args, 7, 12)
+        zero, nothing = splat(real(0), lanes), splat(residue(0), lanes)
+        array, grown, chosen = stacked(ROOM, real), stacked(ROOM, real), stacked(ROOM, residue)
+        for at in range(0, rows * stride_a, lanes):
+            store(array, at, zero)
+            store(chosen, at, nothing)
+        corner = margin_h * stride_a + margin_w
+        for job in range(start, stop):
+            copied(gy, job * OH * OW, OW, y_end, array, corner, stride_a, OH, OW, zero)
+            if selects:
+                copied(kept, job * OH * OW, OW, y_end, chosen, corner, stride_a, OH, OW, nothing)
+            else:
+                for oh in range(OH):
+                    for ow in range(0, OW, lanes):
+                        at, count = corner + oh * stride_a + ow, splat(counts_h[oh], lanes) * load(counts_w, ow, lanes)
+                        store(array, at, share(load(array, at, lanes), zero, zero, zero, nothing, count, zero, ()))
+            unroll(rows_of, SH, H, (array, chosen, grown, H, W, PH, PW, margin_h, margin_w, stride_a, stride_g))
+            for h in range(H):
+                for w in range(0, W, lanes):
+                    out = (job * H + h) * W + w
+                    if w + lanes <= W or job + 1 < stop or h + 1 < H:
+                        store(gx, out, load(grown, h * stride_g + w, lanes))
+                    else:
+                        store_masked(gx, out, load(grown, h * stride_g + w, lanes), between(w, 1, 0, W, lanes))
+
+    return kernel
