@@ -17,6 +17,9 @@ from typing import Any
 
 from ..number import like, where
 
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
+
 
 def _no_change(zero):
     return zero
@@ -87,6 +90,11 @@ class Selecting(_Reduction):
     face: Face | None = None
     selects = True
 
+    @property
+    def dtypes(self):
+        """The names of the dtypes it takes: all that have an order, or to draw by, the floats."""
+        return FLOATS if self.draws else FLOATS + INTEGERS
+
     def gradient(self):
         return _selected
 
@@ -121,6 +129,8 @@ class Summing(_Reduction):
     linear: bool = False
     """``share`` reads neither x, y nor residue: nothing is saved, and the second derivative is zero."""
     parameters: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
+    """The names of the integer dtypes whose sums it takes, beside the floats."""
     slopes: Mapping[str, "Summing"] = field(default_factory=dict)
     """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
     face: Face | None = None
@@ -129,9 +139,14 @@ class Summing(_Reduction):
     def draws(self):
         return False
 
+    @property
+    def dtypes(self):
+        """The names of the dtypes it takes."""
+        return FLOATS + self.integers
+
     def saved_dtype(self, taps, dtype):
-        """The name of the dtype of the residue; None if there is none."""
-        return dtype if self.residue else None
+        """The name of the dtype of the residue, that which is computed in; None if there is none."""
+        return (dtype if dtype == "float64" else "float32") if self.residue else None
 
 
 def _selected(gy, saved, tap):
