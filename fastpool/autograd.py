@@ -16,14 +16,7 @@ from .backend import Call, Pooling
 from .window import Window
 
 
-class _Function(torch.autograd.Function):
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """``apply``, where the caller has refused torch.func's transforms: what ``apply`` does for them took 2.4 us of 8."""
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-
-class SelectingPool(_Function):
+class SelectingPool(torch.autograd.Function):
     """y; saves the taps chosen, alone.  ``kept``, a list, gets the taps and the ``Call``."""
 
     @staticmethod
@@ -43,7 +36,7 @@ class SelectingPool(_Function):
         return backend.backward(gy, None, None, taps, ctx.call), None, None, None
 
 
-class SelectingPoolBackward(_Function):
+class SelectingPoolBackward(torch.autograd.Function):
     """gx: each gy at the element its window chose."""
 
     @staticmethod
@@ -68,7 +61,7 @@ class SelectingPoolBackward(_Function):
         return chosen.where(inside, 0).reshape(taps.shape), None, None
 
 
-class SummingPool(_Function):
+class SummingPool(torch.autograd.Function):
     """y; saves nothing if the pooling is linear, else x, y and the kind's residue.
 
     ``p``, if given, is a tensor of all the kind's parameters (float64), which gets a gradient too; else they are the operation's.
@@ -115,7 +108,7 @@ def gradients(
     return gx, gp
 
 
-class SummingPoolBackward(_Function):
+class SummingPoolBackward(torch.autograd.Function):
     """gx, each element's share in the windows that hold it; and the parameters' gradient."""
 
     @staticmethod
@@ -157,7 +150,7 @@ class SummingPoolBackward(_Function):
         return gy, x, None, None, p, None, None, None
 
 
-class MaxUnpool(_Function):
+class MaxUnpool(torch.autograd.Function):
     """Each element of x at its index in a larger map of zeros; saves the indices."""
 
     @staticmethod
@@ -172,7 +165,7 @@ class MaxUnpool(_Function):
         return MaxUnpoolBackward.apply(gy, indices, ctx.caller, ctx.sizes), None, None, None
 
 
-class MaxUnpoolBackward(_Function):
+class MaxUnpoolBackward(torch.autograd.Function):
     """gx: the elements of gy at the indices."""
 
     @staticmethod
@@ -189,6 +182,13 @@ class MaxUnpoolBackward(_Function):
         zeros = ggx.new_zeros((*ggx.shape[:-rank], math.prod(ctx.sizes)))
         summed = zeros.scatter_add(-1, indices.flatten(-rank), ggx.flatten(-rank))
         return summed.unflatten(-1, ctx.sizes), None, None, None
+
+
+# ``apply`` for callers that have refused torch.func's transforms: what it does beside C's for those is 2.4 us of 8.
+run_selecting, run_summing, run_unpool = (
+    super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    for function in (SelectingPool, SummingPool, MaxUnpool)
+)
 
 
 def _safe(f: Any) -> Any:
