@@ -164,13 +164,6 @@ class Window(_Taps):
         positions = self._starts(axis, size)[:, None] + np.arange(self.kernel_size[axis]) * self.dilation[axis]
         return positions, (positions >= 0) & (positions < size)
 
-    def tap_offsets(self, *sizes: int) -> np.ndarray:
-        """Each tap's flat position relative to the window's first tap (int64), in an input of these sizes."""
-        flat = np.zeros((), np.int64)
-        for size, k, d in zip(sizes, self.kernel_size, self.dilation, strict=True):
-            flat = flat[..., None] * size + np.arange(k) * d
-        return flat.reshape(-1)
-
 
 @dataclass(frozen=True)
 class Bins(_Taps):
