@@ -9,11 +9,13 @@ from torch import nn
 from . import nn as fast
 
 _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.MaxPool2d: fast.MaxPool2d,
-    nn.AvgPool2d: fast.AvgPool2d,
-    nn.LPPool2d: fast.LPPool2d,
+    theirs: ours
+    for name in fast.__all__
+    if (theirs := getattr(nn, name, None)) is not None and issubclass(ours := getattr(fast, name), theirs)
 }
-_GLOBAL = {nn.AdaptiveMaxPool2d: "fastpool.nn.GlobalMaxPool2d", nn.AdaptiveAvgPool2d: "fastpool.nn.GlobalAvgPool2d"}
+
+
+_NORMS = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,13 @@ class Conversion:
 def _why_kept(module: nn.Module) -> str | None:
     """Why a pooling module of torch's (or made from one) stays; None: it is swapped, or it pools nothing."""
     name = type(module).__name__
-    if type(module) is nn.LPPool2d and module.norm_type % 2:
+    if isinstance(module, _NORMS) and type(module) in _SWAPS and module.norm_type % 2:
         return f"{name} of norm_type {module.norm_type}: torch raises x itself to a power that is not even, fastpool |x|"
     if type(module) in _SWAPS or type(module).__module__.startswith("fastpool"):
         return None
     base = next((b.__name__ for b in _SWAPS if isinstance(module, b)), None)
     if base:
         return f"{name} is derived from {base}, and may have changed it"
-    if type(module) in _GLOBAL and module.output_size in (1, (1, 1), [1, 1]):
-        return f"{name}(1) is {_GLOBAL[type(module)]}, a class of its own: put that in its place"
     return f"{name} has no counterpart in fastpool" if "Pool" in name and type(module).__module__.startswith("torch.nn.") else None
 
 
@@ -52,7 +52,7 @@ def convert(model: nn.Module) -> Conversion:
     A module keeps its identity, its attributes, hooks and mode, and its place in the state_dict: only its class changes.  Shared
     modules are swapped once, for everybody who holds them.
 
-    Kept as they are, and reported: modules of classes derived from torch.nn's (what they changed is not known here), LPPool2d
+    Kept as they are, and reported: modules of classes derived from torch.nn's (what they changed is not known here), LPPools
     where torch's result is another (norm_type not even), and what fastpool does not have.
     """
     done = Conversion()

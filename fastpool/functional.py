@@ -1,11 +1,18 @@
 """Pooling functions under torch.nn.functional's names, orders and defaults; what torch lacks is keyword-only or a function of its own.
 
-Shapes: input (N, C, H, W) or (C, H, W), N may be 0; output (N, C, OH, OW) or (C, OH, OW) with
-OH = floor((H + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1 (ceil_mode rounds up, and drops a window that would start
-in the right padding).  Sizes are ints or (height, width) pairs; stride defaults to kernel_size.
+Each exists for one, two and three spatial axes (``max_pool1d``, ``max_pool2d``, ``max_pool3d``).  Those of the pooling types whose file in
+kernels/pool says how they are called (``Face``) are made from it: max, min, l2 and whatever is added there.
 
-Dtypes: float32 and float64.  Layouts: contiguous, channels_last, and any view of either whose columns or channels are dense run as
-they lie, and the output keeps the memory format; any other input is copied once.
+Shapes: input (N, C, *sizes) or (C, *sizes), where sizes is (L,), (H, W) or (D, H, W); N may be 0.  The output has the same axes, with
+out = floor((size + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1 along each (ceil_mode rounds up, and drops a window that
+would start in the right padding).  Sizes of windows are ints or a tuple of an int for each axis; stride defaults to kernel_size.
+Adaptive functions give ``output_size`` outputs (None: as many as the input has), output i of n from the elements
+floor(i * size / n) .. ceil((i + 1) * size / n) - 1.
+
+Dtypes: float32, float64, bfloat16 and float16, the 16-bit ones computed in float32 and rounded once; max and min also int8, uint8, int16,
+int32, int64 and bool; avg, over windows, also int64, as torch.  Layouts: contiguous, channels_last (of one axis: dense as (N, L, C)), and
+any view of either whose last axis or channels are dense run as they lie, and the output keeps the memory format; any other input is copied
+once.
 
 Errors: TypeError for what is no int, tensor or bool; RuntimeError for sizes that cannot work (with the sizes in the message);
 NotImplementedError for a dtype or device without kernels; always before anything is computed.
@@ -15,265 +22,504 @@ Gradients of any order; backward is deterministic.  Under torch.no_grad(), or wh
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
 
 from . import backend, library
-from .autograd import SelectingPool, SummingPool
+from .autograd import run_selecting, run_summing, run_unpool
 from .backend import Pooling
-from .window import check_shape, window
+from .kernels.pool import KINDS
+from .window import WORDS, adaptive, check_shape, ints, window
 
-__all__ = [
-    "avg_pool2d",
-    "global_avg_pool2d",
-    "global_l2_pool2d",
-    "global_max_pool2d",
-    "global_min_pool2d",
-    "l2_pool2d",
-    "lp_pool2d",
-    "max_pool2d",
-    "min_pool2d",
-    "stochastic_pool2d",
-]
+__all__: list[str] = []
+
+Function = Callable[..., Any]
+
+_INT = {int}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# Names of this module: each look-up in another is 0.04 us of a call's 8.
+_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-def max_pool2d(
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """The largest element of each window; with ``return_indices`` also its flat position in the input plane (int64), as torch.
-
-    Padding is ignored.  The first of equal elements wins; a NaN wins over everything, the last NaN over the others.  Values and
-    indices equal torch's bit for bit.  Saved for backward: one byte an output (windows of up to 255 taps), where torch saves eight.
-    """
-    return _selected("max_pool2d", "max", input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+def _published(make: Callable[..., Function], stem: str, *more: Any) -> None:
+    """Put ``make(name, rank, *more)`` into this module for each number of spatial axes; {n} in ``stem`` is that number."""
+    for rank in WORDS:
+        name = stem.format(n=rank)
+        function = make(name, rank, *more)
+        function.__name__ = function.__qualname__ = name
+        globals()[name] = function
+        __all__.append(name)
 
 
-def min_pool2d(
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """The smallest element of each window: max_pool2d with the order reversed, NaN and ties by the same rules.  Not in torch."""
-    return _selected("min_pool2d", "min", input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+def _asking(caller: str, rank: int, kind: Any) -> Callable[[Any, Any, Any, Any, Any], Pooling]:
+    """(kernel_size, stride, padding, dilation, ceil_mode) -> the operation, one object for equal arguments."""
+
+    def make(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Pooling:
+        return Pooling(caller, kind, rank, window(caller, rank, kernel_size, stride, padding, dilation, ceil_mode))
+
+    known = functools.lru_cache(maxsize=1024, typed=True)(make)  # typed: True is no int here
+
+    def asked(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Pooling:
+        if _is_compiling():  # which would trace through the cache anyway, and warn of it
+            return make(kernel_size, stride, padding, dilation, ceil_mode)
+        if type(kernel_size) is int and type(padding) is int and type(dilation) is int and (stride is None or type(stride) is int):
+            return known(kernel_size, stride, padding, dilation, ceil_mode)
+        values = kernel_size, stride, padding, dilation
+        # Lists have no hash; (1, 1) and (True, 1) have the same.
+        if not all(type(v) is int or v is None or (type(v) is tuple and {*map(type, v)} == _INT) for v in values):
+            kernel_size, padding, dilation = (
+                ints(caller, name, value, rank)
+                for name, value in (("kernel_size", kernel_size), ("padding", padding), ("dilation", dilation))
+            )
+            stride = _stride(caller, rank, stride)
+        return known(kernel_size, stride, padding, dilation, ceil_mode)
+
+    return asked
 
 
-def avg_pool2d(
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> torch.Tensor:
-    """The mean of each window: its sum by the number of taps inside the input and (``count_include_pad``) its padding, or by
-    ``divisor_override``.  Sums in the input's dtype, row by row, as torch.  Nothing is saved for backward."""
-    name = "avg_pool2d"
-    if not isinstance(count_include_pad, bool):
-        raise TypeError(f"{name}: count_include_pad must be a bool, got {count_include_pad!r}")
-    if divisor_override is not None:
-        if isinstance(divisor_override, bool) or not hasattr(divisor_override, "__index__"):
-            raise TypeError(f"{name}: divisor_override must be an int or None, got {divisor_override!r}")
-        divisor_override = int(divisor_override)
-        if divisor_override == 0:
-            raise RuntimeError(f"{name}: divisor_override must not be zero")
-        if abs(divisor_override) >= 2**63:
-            raise ValueError(f"{name}: divisor_override {divisor_override} does not fit 64 bits")
-    w = window(name, kernel_size, stride, padding, 1, ceil_mode)
-    return _pooled(input, Pooling(name, _kind("avg"), w, (), count_include_pad, divisor_override))[0]
+def _stride(caller: str, rank: int, stride: Any) -> Any:
+    """None for what stands for kernel_size: None and, as in torch, an empty sequence."""
+    empty = stride is None or (hasattr(stride, "__len__") and not isinstance(stride, (str, torch.Tensor)) and len(stride) == 0)
+    return None if empty else ints(caller, "stride", stride, rank)
 
 
-def lp_pool2d(
-    input: torch.Tensor,
-    norm_type: float,
-    kernel_size: Any,
-    stride: Any = None,
-    ceil_mode: bool = False,
-    *,
-    padding: Any = 0,
-    dilation: Any = 1,
-) -> torch.Tensor:
-    """The p-norm of each window, (sum |x|^p)^(1/p), p = ``norm_type``: any number but 0, math.inf included (the largest |x|).
+def _check_tensor(caller: str, input: Any) -> None:
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"{caller}: input must be a Tensor, got {type(input).__name__}")
+
+
+def _has_no_memory(x: torch.Tensor) -> bool:
+    """Whether x only stands for a tensor (under torch.compile, export, in a FakeTensorMode): the operators know what to do then."""
+    return type(x) not in _PLAIN or _is_compiling()
+
+
+def _refuse_transforms(caller: str, x: torch.Tensor) -> None:
+    """NotImplementedError for what would read a wrapper's memory, or lose a tangent."""
+    if _is_wrapped(x):
+        raise NotImplementedError(f"{caller}: torch.func's transforms and vmap do not reach it; batch by N, and use backward()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{caller}: there is no forward-mode derivative; backward() and torch.autograd.grad work")
+
+
+def _pooled(x: torch.Tensor, op: Pooling, seed: int = 0, p: torch.Tensor | None = None) -> torch.Tensor:
+    """y through autograd where a gradient will be asked for; ``p``: the kind's parameters (float64), if one of them may need a gradient."""
+    if type(x) not in _PLAIN or _is_compiling():
+        return _pooled_by_library(x, op, False, seed, p)[0]
+    if _is_wrapped(x) or forward_ad._current_level >= 0:
+        _refuse_transforms(op.caller, x)
+    if x.is_neg() or x._is_zerotensor():
+        x = backend.materialised(x)
+    if (x.requires_grad or (p is not None and p.requires_grad)) and _is_grad_enabled():
+        if op.kind.selects:
+            return run_selecting(x, op, seed, None)
+        return run_summing(x, op, p)
+    return backend.forward(x, op if p is None else op.at(tuple(p.tolist())), False, seed)[0]
+
+
+def _pooled_by_library(
+    x: torch.Tensor, op: Pooling, saves: bool, seed: int = 0, p: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_tensor(op.caller, x)
+    check_shape(op.caller, op.rank, x.shape)
+    needs = torch.is_grad_enabled() and (x.requires_grad or (p is not None and p.requires_grad))
+    return library.pool(x, op, saves or needs, seed, p)
+
+
+def _with_indices(x: torch.Tensor, op: Pooling) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the flat positions (int64) of what a selecting pooling chose."""
+    _check_tensor(op.caller, x)
+    if _has_no_memory(x):
+        y, taps = _pooled_by_library(x, op, True)
+        return y, library.flat_positions(taps, op, x)
+    _refuse_transforms(op.caller, x)
+    x = backend.materialised(x)
+    if torch.is_grad_enabled() and x.requires_grad:
+        kept: list[Any] = []
+        y = run_selecting(x, op, 0, kept)
+        return y, backend.flat_positions(*kept)
+    y, saved, call = backend.forward(x, op, True)
+    assert saved is not None
+    return y, backend.flat_positions(saved, call)
+
+
+# Functions of a pooling type with a face
+
+
+def _arguments(caller: str, kind: Any, values: dict[str, Any]) -> tuple[tuple[float, ...], torch.Tensor | None]:
+    """The parameters as numbers, or as one tensor (float64) if any of them is a tensor; checked."""
+    of, face = [values[name] for name in kind.parameters], kind.face
+    for name, value in zip(kind.parameters, of, strict=True):
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{caller}: {name} must be a number or a tensor of one element, got a tensor of shape {tuple(value.shape)}"
+                )
+            if value.requires_grad and name not in kind.slopes:
+                raise NotImplementedError(f"{caller}: there is no gradient by {name}; {name}.detach() works")
+        elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{caller}: {name} must be a number or a tensor of one element, got {value!r}")
+    tensors = [value for value in of if isinstance(value, torch.Tensor)]
+    if not tensors:
+        given = tuple(float(value) for value in of)
+        _refuse_parameters(caller, kind, given)
+        return given, None
+    p = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=tensors[0].device).reshape(()) for value in of])
+    if not _has_no_memory(p):
+        _refuse_parameters(caller, kind, tuple(p.tolist()))
+    return (0.0,) * len(of) if not face else tuple(face.defaults.values()), p
+
+
+def _refuse_parameters(caller: str, kind: Any, values: tuple[float, ...]) -> None:
+    words = kind.face.refuse and kind.face.refuse(**dict(zip(kind.parameters, values, strict=True)))
+    if words:
+        raise ValueError(f"{caller}: {words}")
+
+
+_WINDOW = {"kernel_size": inspect.Parameter.empty, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+
+
+def _signed(function: Function, arguments: dict[str, Any]) -> Function:
+    """``function(input, **arguments)`` as one that takes them by place or name; ``arguments``: name -> default, or Parameter.empty."""
+    names = list(arguments)
+    given = {name: default for name, default in arguments.items() if default is not inspect.Parameter.empty}
+
+    def pool(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(names, args, strict=False))
+        if len(args) > len(names) or named.keys() & kwargs.keys() or not kwargs.keys() <= arguments.keys():
+            signature.bind(input, *args, **kwargs)  # raises Python's own TypeError
+        values = given | named | kwargs
+        if len(values) < len(names):
+            signature.bind(input, *args, **kwargs)
+        return function(input, **values)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("input", kind)]
+    parameters += [inspect.Parameter(name, kind, default=default) for name, default in arguments.items()]
+    signature = inspect.Signature(parameters)
+    pool.__signature__ = signature  # type: ignore[attr-defined]
+    return pool
+
+
+def _windowed(caller: str, rank: int, kind: Any) -> Function:
+    """STEM_pool: the function over windows."""
+    asked = _asking(caller, rank, kind)
+    pool: Function
+    if kind.selects:
+
+        def pool(
+            input: torch.Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            dilation: Any = 1,
+            ceil_mode: bool = False,
+            return_indices: bool = False,
+        ) -> Any:
+            op = asked(kernel_size, stride, padding, dilation, ceil_mode)
+            return _with_indices(input, op) if return_indices else _pooled(input, op)
+
+    elif not kind.parameters:
+
+        def pool(
+            input: torch.Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+        ) -> torch.Tensor:
+            return _pooled(input, asked(kernel_size, stride, padding, dilation, ceil_mode))
+
+    else:
+        whole = Pooling(caller, kind, rank, None)
+
+        def parametrised(
+            input: torch.Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, **values: Any
+        ) -> torch.Tensor:
+            given, p = _arguments(caller, kind, values)
+            op = whole if kernel_size is None else asked(kernel_size, stride, padding, dilation, ceil_mode)
+            return _pooled(input, op.at(given), p=p)
+
+        face = kind.face
+        window = {**_WINDOW, "kernel_size": None} if face.map_by_default else _WINDOW
+        pool = _signed(parametrised, {**face.defaults, **window} if face.map_by_default else {**window, **face.defaults})
+    pool.__doc__ = kind.face.doc
+    return pool
+
+
+def _flattened(y: torch.Tensor, rank: int, keepdim: bool) -> torch.Tensor:
+    return y if keepdim else y.flatten(-rank - 1)
+
+
+def _whole(caller: str, rank: int, kind: Any) -> Function:
+    """global_STEM_pool: the function over whole maps."""
+    op = Pooling(caller, kind, rank, None)
+    pool: Function
+    if not kind.parameters:
+
+        def pool(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
+            return _flattened(_pooled(input, op), rank, keepdim)
+
+    else:
+
+        def parametrised(input: torch.Tensor, keepdim: bool, **values: Any) -> torch.Tensor:
+            given, p = _arguments(caller, kind, values)
+            return _flattened(_pooled(input, op.at(given), p=p), rank, keepdim)
+
+        pool = _signed(parametrised, {**kind.face.defaults, "keepdim": True})
+    stem = kind.face.stem if kind.face else kind.name
+    pool.__doc__ = f"{stem}_pool{rank}d over each whole map: (N, C{', 1' * rank}), or (N, C) without ``keepdim``."
+    return pool
+
+
+def _adaptive_asking(caller: str, rank: int, kind: Any) -> Callable[[Any], Pooling]:
+    """output_size -> the operation, one object for equal arguments."""
+
+    def make(output_size: Any) -> Pooling:
+        return Pooling(caller, kind, rank, adaptive(caller, rank, output_size))
+
+    known = functools.lru_cache(maxsize=1024, typed=True)(make)
+
+    def asked(output_size: Any) -> Pooling:
+        if _is_compiling():
+            return make(output_size)
+        return known(output_size if type(output_size) is int else adaptive(caller, rank, output_size).outputs)
+
+    return asked
+
+
+def _adaptive(caller: str, rank: int, kind: Any) -> Function:
+    """adaptive_STEM_pool."""
+    asked = _adaptive_asking(caller, rank, kind)
+    pool: Function
+    if kind.selects:
+
+        def pool(input: torch.Tensor, output_size: Any, return_indices: bool = False) -> Any:
+            return _with_indices(input, asked(output_size)) if return_indices else _pooled(input, asked(output_size))
+
+    else:
+
+        def pool(input: torch.Tensor, output_size: Any) -> torch.Tensor:
+            return _pooled(input, asked(output_size))
+
+    stem = kind.face.stem if kind.face else kind.name
+    pool.__doc__ = f"{stem}_pool{rank}d over ``output_size`` windows, by torch's rule: see the module."
+    return pool
+
+
+# Functions with arguments of their own
+
+
+def _avg(caller: str, rank: int) -> Function:
+    kind = KINDS["avg"]
+
+    @functools.lru_cache(maxsize=1024, typed=True)
+    def known(window: Any, count_include_pad: bool, divisor: int | None) -> Pooling:
+        return Pooling(caller, kind, rank, window, (), count_include_pad, divisor)
+
+    asked = _asking(caller, rank, kind)
+
+    def average(
+        input: torch.Tensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: Any, count_include_pad: Any, divisor: Any
+    ) -> torch.Tensor:
+        if count_include_pad is True and divisor is None:
+            return _pooled(input, asked(kernel_size, stride, padding, 1, ceil_mode))
+        if not isinstance(count_include_pad, bool):
+            raise TypeError(f"{caller}: count_include_pad must be a bool, got {count_include_pad!r}")
+        if divisor is not None:
+            if isinstance(divisor, bool) or not hasattr(divisor, "__index__"):
+                raise TypeError(f"{caller}: divisor_override must be an int or None, got {divisor!r}")
+            divisor = int(divisor)
+            if divisor == 0:
+                raise RuntimeError(f"{caller}: divisor_override must not be zero")
+            if abs(divisor) >= 2**63:
+                raise ValueError(f"{caller}: divisor_override {divisor} does not fit 64 bits")
+        w = window(caller, rank, kernel_size, stride, padding, 1, ceil_mode)
+        make = known.__wrapped__ if _is_compiling() else known
+        return _pooled(input, make(w, count_include_pad, divisor))
+
+    if rank == 1:
+
+        def pool(
+            input: torch.Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            ceil_mode: bool = False,
+            count_include_pad: bool = True,
+        ) -> torch.Tensor:
+            return average(input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+
+    else:
+
+        def pool(  # type: ignore[misc]
+            input: torch.Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            ceil_mode: bool = False,
+            count_include_pad: bool = True,
+            divisor_override: int | None = None,
+        ) -> torch.Tensor:
+            return average(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+    override = "" if rank == 1 else ", or by ``divisor_override``"
+    pool.__doc__ = f"""The mean of each window: its sum by the number of taps inside the input and (``count_include_pad``) its
+    padding{override}.  Sums in the dtype computed in, row by row, as torch.  Nothing is saved for backward."""
+    return pool
+
+
+_NORMS = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
+
+
+def _lp(caller: str, rank: int) -> Function:
+    @functools.lru_cache(maxsize=64)
+    def asking(p: float) -> tuple[Any, tuple[float, ...]]:
+        kind = KINDS[_NORMS.get(p, "lp" if p > 0 else "lp_negative")]
+        return _asking(caller, rank, kind), (p,) if kind.parameters else ()
+
+    def pool(
+        input: torch.Tensor,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+        *,
+        padding: Any = 0,
+        dilation: Any = 1,
+    ) -> torch.Tensor:
+        if isinstance(norm_type, bool) or not isinstance(norm_type, numbers.Real):
+            raise TypeError(f"{caller}: norm_type must be a number, got {norm_type!r}")
+        p = float(norm_type)
+        if p == 0 or math.isnan(p) or p == -math.inf:
+            raise ValueError(
+                f"{caller}: norm_type must be a number other than 0 and -inf, got {norm_type!r}; math.inf gives the largest |x|"
+            )
+        limits = torch.finfo(torch.float32)
+        if p != math.inf and not limits.tiny <= abs(p) <= limits.max:
+            raise ValueError(f"{caller}: norm_type {norm_type!r} is outside float32's range, {limits.tiny} to {limits.max}")
+        asked, parameters = (asking.__wrapped__ if _is_compiling() else asking)(p)
+        op = asked(kernel_size, stride, padding, dilation, ceil_mode)
+        return _pooled(input, op.at(parameters) if parameters else op)
+
+    pool.__doc__ = """The p-norm of each window, (sum |x|^p)^(1/p), p = ``norm_type``: any number but 0; math.inf gives the largest |x|.
 
     A window that ceil_mode clips is scaled up to a whole one, as torch does.  The gradient is 0 where the norm is 0.
 
     Differs from torch: |x| is taken (torch raises x itself, so odd p gives it NaN for negative sums); inf works; p = 0 is a
     ValueError (torch: ZeroDivisionError); padding and dilation exist.
     """
-    return _norm("lp_pool2d", norm_type, input, kernel_size, stride, padding, dilation, ceil_mode)
+    return pool
 
 
-def l2_pool2d(
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> torch.Tensor:
-    """The Euclidean norm of each window, sqrt(sum x^2), without 1/n: lp_pool2d with norm_type 2.  Not in torch."""
-    return _norm("l2_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode)
+def _stochastic(caller: str, rank: int) -> Function:
+    drawn, expected = (_asking(caller, rank, KINDS[name]) for name in ("stochastic", "stochastic_mean"))
 
+    def pool(
+        input: torch.Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        training: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        if not training:
+            return _pooled(input, expected(kernel_size, stride, padding, dilation, ceil_mode))
+        op = drawn(kernel_size, stride, padding, dilation, ceil_mode)
+        _check_tensor(caller, input)
+        if not _has_no_memory(input):
+            backend.check(input, op)  # a refused call leaves the generator as it was
+        return _pooled(input, op, int(torch.empty((), dtype=torch.int64).random_(generator=generator)))
 
-def stochastic_pool2d(
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    training: bool = True,
-    *,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """Stochastic pooling (Zeiler & Fergus 2013); weights are w = max(x, 0).  Not in torch.
+    pool.__doc__ = """Stochastic pooling (Zeiler & Fergus 2013); weights are w = max(x, 0).  Not in torch.
 
     ``training``: one element of each window, drawn with probability w / sum(w); its gradient goes to that element.
     Otherwise: the expectation of that draw, sum(w * w) / sum(w), with its true gradient.
     Windows without a positive element give 0 and pass no gradient; NaN, or a sum that is not finite, gives NaN.  Evaluation squares
-    the weights in the input's dtype: beyond about 1e19 (float32) it overflows.
+    the weights in the dtype computed in: beyond about 1e19 (float32) it overflows.
 
     The draws come from Philox, keyed by one number of ``generator`` (default: torch's) and the output's place: the same for every
     memory layout and number of threads.
     """
-    name = "stochastic_pool2d"
-    w = window(name, kernel_size, stride, padding, dilation, ceil_mode)
-    if not training:
-        return _pooled(input, Pooling(name, _kind("stochastic_mean"), w))[0]
-    op = Pooling(name, _kind("stochastic"), w)
-    if not _has_no_memory(x := _batched(name, input)):
-        backend.check(x, op)  # a refused call leaves the generator as it was
-    return _pooled(input, op, seed=int(torch.empty((), dtype=torch.int64).random_(generator=generator)))[0]
+    return pool
 
 
-def global_max_pool2d(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
-    """The largest element of each map: (N, C, 1, 1), or (N, C) without ``keepdim``.  NaN and ties as max_pool2d."""
-    return _global("global_max_pool2d", "max", input, keepdim)
+def _unpool(caller: str, rank: int) -> Function:
+    def unpool(
+        input: torch.Tensor, indices: torch.Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    ) -> torch.Tensor:
+        _check_tensor(caller, input)
+        if not isinstance(indices, torch.Tensor):
+            raise TypeError(f"{caller}: indices must be a Tensor, got {type(indices).__name__}")
+        kernel = ints(caller, "kernel_size", kernel_size, rank)
+        step, pad = _stride(caller, rank, stride) or kernel, ints(caller, "padding", padding, rank)
+        check_shape(caller, rank, input.shape)
+        if indices.shape != input.shape:
+            raise RuntimeError(f"{caller}: indices must have the input's shape {tuple(input.shape)}, got {tuple(indices.shape)}")
+        if indices.dtype != torch.int64:
+            raise RuntimeError(f"{caller}: indices must be int64, got {backend.name_of(indices.dtype)}")
+        sizes = _unpooled_size(caller, input.shape[-rank:], kernel, step, pad, output_size)
+        if _has_no_memory(input) or _has_no_memory(indices):
+            return torch.ops.fastpool.unpool(input, indices, sizes)
+        _refuse_transforms(caller, input)
+        x = backend.materialised(input)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return run_unpool(x, indices, caller, sizes)
+        return backend.unpool(caller, x, indices, sizes)
+
+    unpool.__doc__ = f"""The inverse of max_pool{rank}d as far as there is one: zeros, with each element at the flat position that
+    ``indices`` (int64, of the input's shape) has for it.  The last of those that share a position stays.
+
+    ``output_size``: sizes of the output, with or without N and C, each less than a stride from the default,
+    (size - 1) * stride - 2 * padding + kernel_size.  Errors: RuntimeError for an index outside the output, ValueError for an
+    ``output_size`` that cannot be, as torch.
+    """
+    return unpool
 
 
-def global_avg_pool2d(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
-    """The mean of each map: (N, C, 1, 1), or (N, C) without ``keepdim``.  Nothing is saved for backward."""
-    return _global("global_avg_pool2d", "avg", input, keepdim)
+def _unpooled_size(caller: str, sizes: Any, kernel: Any, stride: Any, padding: Any, output_size: Any) -> tuple[int, ...]:
+    """torch's rule."""
+    default = tuple((n - 1) * s - 2 * p + k for n, k, s, p in zip(sizes, kernel, stride, padding, strict=True))
+    found = default
+    if output_size is not None:
+        asked = [output_size] if not hasattr(output_size, "__len__") else list(output_size)
+        if len(asked) == len(kernel) + 2:
+            asked = asked[2:]
+        if len(asked) != len(kernel):
+            raise ValueError(
+                f"{caller}: output_size must have {len(kernel)} or {len(kernel) + 2} elements, got {len(asked)} of them: {output_size!r}"
+            )
+        found = ints(caller, "output_size", asked, len(kernel))
+        if any(abs(n - d) >= s for n, d, s in zip(found, default, stride, strict=True)):
+            most = tuple(d + s - 1 for d, s in zip(default, stride, strict=True))
+            least = tuple(d - s + 1 for d, s in zip(default, stride, strict=True))
+            raise ValueError(f"{caller}: output_size {found} is not between {least} and {most}")
+    if min(found) < 1:
+        raise ValueError(f"{caller}: the output would be {found}")
+    return found
 
 
-def global_min_pool2d(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
-    """The smallest element of each map: (N, C, 1, 1), or (N, C) without ``keepdim``.  NaN and ties as min_pool2d."""
-    return _global("global_min_pool2d", "min", input, keepdim)
+for _kind in KINDS.values():
+    if _kind.face:
+        _published(_windowed, f"{_kind.face.stem}_pool{{n}}d", _kind)
+        if _kind.combine:
+            _published(_whole, f"global_{_kind.face.stem}_pool{{n}}d", _kind)
+        if _kind.face.adaptive:
+            _published(_adaptive, f"adaptive_{_kind.face.stem}_pool{{n}}d", _kind)
+_published(_avg, "avg_pool{n}d")
+_published(_whole, "global_avg_pool{n}d", KINDS["avg"])
+_published(_adaptive, "adaptive_avg_pool{n}d", KINDS["avg"])
+_published(_lp, "lp_pool{n}d")
+_published(_stochastic, "stochastic_pool{n}d")
+_published(_unpool, "max_unpool{n}d")
+__all__.sort()
 
+if TYPE_CHECKING:
 
-def global_l2_pool2d(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
-    """The Euclidean norm of each map: (N, C, 1, 1), or (N, C) without ``keepdim``."""
-    return _global("global_l2_pool2d", "l2", input, keepdim)
-
-
-_kinds: dict[str, Any] = {}
-
-
-def _kind(name: str) -> Any:
-    if not _kinds:  # on first use: Numba takes 0.3 s to import
-        from .kernels.pool import KINDS
-
-        _kinds.update(KINDS)
-    return _kinds[name]
-
-
-def _batched(caller: str, input: Any) -> torch.Tensor:
-    """(N, C, H, W) of a legal input; TypeError or RuntimeError of any other."""
-    if not isinstance(input, torch.Tensor):
-        raise TypeError(f"{caller}: input must be a Tensor, got {type(input).__name__}")
-    if 0 in input.shape[-3:] or input.dim() not in (3, 4):
-        check_shape(caller, input.shape)
-    return input if input.dim() == 4 else input.unsqueeze(0)
-
-
-def _selected(
-    caller: str,
-    kind: str,
-    input: torch.Tensor,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil_mode: bool,
-    return_indices: bool,
-) -> Any:
-    op = Pooling(caller, _kind(kind), window(caller, kernel_size, stride, padding, dilation, ceil_mode))
-    y, taps = _pooled(input, op, return_indices)
-    if not return_indices:
-        return y
-    x = _batched(caller, input)
-    flat = (library if _has_no_memory(x) else backend).flat_positions(taps, op, x)
-    return y, flat if input.dim() == 4 else flat.squeeze(0)
-
-
-_NORMS = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
-
-
-def _norm(
-    caller: str, norm_type: float, input: torch.Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> torch.Tensor:
-    if isinstance(norm_type, bool) or not isinstance(norm_type, numbers.Real):
-        raise TypeError(f"{caller}: norm_type must be a number, got {norm_type!r}")
-    p = float(norm_type)
-    if p == 0 or math.isnan(p) or p == -math.inf:
-        raise ValueError(f"{caller}: norm_type must be a number other than 0 and -inf, got {norm_type!r}; math.inf gives the largest |x|")
-    limits = torch.finfo(torch.float32)
-    if p != math.inf and not limits.tiny <= abs(p) <= limits.max:
-        raise ValueError(f"{caller}: norm_type {norm_type!r} is outside float32's range, {limits.tiny} to {limits.max}")
-    w = window(caller, kernel_size, stride, padding, dilation, ceil_mode)
-    name = _NORMS.get(p, "lp" if p > 0 else "lp_negative")
-    return _pooled(input, Pooling(caller, _kind(name), w, () if p in _NORMS else (p,)))[0]
-
-
-def _global(caller: str, kind: str, input: torch.Tensor, keepdim: bool) -> torch.Tensor:
-    y = _pooled(input, Pooling(caller, _kind(kind), None))[0]
-    return y if keepdim else y.flatten(-3)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _has_no_memory(x: torch.Tensor) -> bool:
-    """Whether x only stands for a tensor (under torch.compile, export, in a FakeTensorMode): the operators know what to do then."""
-    return torch.compiler.is_compiling() or type(x) not in _PLAIN
-
-
-def _refuse_transforms(caller: str, x: torch.Tensor) -> None:
-    """NotImplementedError for what would read a wrapper's memory, or lose a tangent."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        raise NotImplementedError(f"{caller}: torch.func's transforms and vmap do not reach it; batch by N, and use backward()")
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"{caller}: there is no forward-mode derivative; backward() and torch.autograd.grad work")
-
-
-def _pooled(input: torch.Tensor, op: Pooling, return_indices: bool = False, seed: int = 0) -> Any:
-    """(y, taps) through autograd where a gradient will be asked for; without one, taps only if ``return_indices``."""
-    x = _batched(op.caller, input)
-    taps: torch.Tensor | None
-    differentiates = torch.is_grad_enabled() and x.requires_grad
-    if _has_no_memory(x):
-        y, taps = library.pool(x, op, return_indices or differentiates, seed)
-        return (y if input.dim() == 4 else y.squeeze(0)), taps
-    _refuse_transforms(op.caller, x)
-    x = backend.materialised(x)
-    if not differentiates:
-        y, taps, _ = backend.forward(x, op, return_indices, seed)
-    elif op.kind.selects:
-        y, taps = SelectingPool.apply(x, op, seed)
-    else:
-        y, taps = SummingPool.apply(x, op), None
-    return (y if input.dim() == 4 else y.squeeze(0)), taps
+    def __getattr__(name: str) -> Any: ...

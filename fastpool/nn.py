@@ -1,80 +1,94 @@
 """Pooling modules: torch.nn's own classes with fastpool's forward where torch has one, so that isinstance, repr, state_dict and
-constructors are torch's; and the ones torch lacks.
+constructors are torch's; and the ones torch lacks.  Each exists for one, two and three spatial axes.
 
 Shapes, dtypes, layouts and errors: see ``fastpool.functional``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import functional as F
+from .kernels.pool import KINDS
+from .window import WORDS
 
-__all__ = [
-    "AvgPool2d",
-    "GlobalAvgPool2d",
-    "GlobalL2Pool2d",
-    "GlobalMaxPool2d",
-    "GlobalMinPool2d",
-    "L2Pool2d",
-    "LPPool2d",
-    "MaxPool2d",
-    "MinPool2d",
-    "StochasticPool2d",
-]
+__all__: list[str] = []
+
+Forward = Callable[..., Any]
 
 
-class MaxPool2d(nn.MaxPool2d):
-    """torch.nn.MaxPool2d by ``fastpool.functional.max_pool2d``."""
-
-    def forward(self, input: torch.Tensor) -> Any:
-        return F.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+def _published(stem: str, function: str, make: Callable[[int, Any], tuple[type[nn.Module], dict[str, Any]]]) -> None:
+    """Put a class for each number of spatial axes into this module; {n} is that number.  ``make(rank, function)`` returns its base and
+    its members."""
+    for rank in WORDS:
+        name, of = stem.format(n=rank), function.format(n=rank)
+        base, members = make(rank, getattr(F, of))
+        doc = f"``fastpool.functional.{of}`` as a module{_after(base)}."
+        globals()[name] = type(name, (base,), {"__module__": __name__, "__doc__": doc, **members})
+        __all__.append(name)
 
 
-class MinPool2d(nn.MaxPool2d):
-    """torch.nn.MaxPool2d's arguments, ``fastpool.functional.min_pool2d``."""
-
-    def forward(self, input: torch.Tensor) -> Any:
-        return F.min_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+def _after(base: type[nn.Module]) -> str:
+    return f": torch.nn.{base.__name__}'s arguments" if base.__module__.startswith("torch.") else ""
 
 
-class AvgPool2d(nn.AvgPool2d):
-    """torch.nn.AvgPool2d by ``fastpool.functional.avg_pool2d``."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
-        )
+def _like(base: str, forward: Callable[[Any, int], Forward]) -> Callable[[int, Any], tuple[type[nn.Module], dict[str, Any]]]:
+    """Subclasses of torch's class whose forward is ``forward(function, rank)``."""
+    return lambda rank, function: (getattr(nn, base.format(n=rank)), {"forward": forward(function, rank)})
 
 
-class LPPool2d(nn.LPPool2d):
-    """torch.nn.LPPool2d by ``fastpool.functional.lp_pool2d``."""
+def _select(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor) -> Any:
+        return pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+    return forward
 
 
-class _WindowPool2d(nn.Module):
+def _average(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
+        more = () if rank == 1 else (self.divisor_override,)
+        return pool(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *more)
+
+    return forward
+
+
+def _norm(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
+        return pool(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+    return forward
+
+
+def _adapt(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
+        return pool(input, self.output_size)
+
+    return forward
+
+
+def _adapt_and_select(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor) -> Any:
+        return pool(input, self.output_size, self.return_indices)
+
+    return forward
+
+
+def _unpool(pool: Any, rank: int) -> Forward:
+    def forward(self: Any, input: torch.Tensor, indices: torch.Tensor, output_size: Any = None) -> torch.Tensor:
+        return pool(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+    return forward
+
+
+class _WindowPool(nn.Module):
     """kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False."""
+
+    pool: Any
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> None:
         super().__init__()
@@ -90,23 +104,21 @@ class _WindowPool2d(nn.Module):
             f", dilation={self.dilation}, ceil_mode={self.ceil_mode}"
         )
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return type(self).pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
-class L2Pool2d(_WindowPool2d):
-    """The Euclidean norm of each window: ``fastpool.functional.l2_pool2d``."""
+
+class _StochasticPool(_WindowPool):
+    """A random element of each window while training, its expectation in evaluation."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.l2_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return type(self).pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.training)
 
 
-class StochasticPool2d(_WindowPool2d):
-    """A random element of each window while training, its expectation in evaluation: ``fastpool.functional.stochastic_pool2d``."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.stochastic_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.training)
-
-
-class _GlobalPool2d(nn.Module):
+class _GlobalPool(nn.Module):
     """keepdim=True: (N, C, 1, 1); False: (N, C)."""
+
+    pool: Any
 
     def __init__(self, keepdim: bool = True) -> None:
         super().__init__()
@@ -115,30 +127,83 @@ class _GlobalPool2d(nn.Module):
     def extra_repr(self) -> str:
         return f"keepdim={self.keepdim}"
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return type(self).pool(input, self.keepdim)
 
-class GlobalMaxPool2d(_GlobalPool2d):
-    """``fastpool.functional.global_max_pool2d``."""
+
+class _ParametrisedPool(nn.Module):
+    """The arguments of the function ``pool`` but its input; then, where a parameter can be learned, ``trainable``."""
+
+    pool: Any
+    learnable: tuple[str, ...] = ()
+    """The parameters that ``trainable`` makes an nn.Parameter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        given = inspect.signature(type(self)).bind(*args, **kwargs)
+        given.apply_defaults()
+        trainable = given.arguments.pop("trainable", False)
+        for name, value in given.arguments.items():
+            learned = trainable and name in self.learnable
+            setattr(self, name, nn.Parameter(torch.as_tensor(value, dtype=torch.get_default_dtype()).clone()) if learned else value)
+        self._names = tuple(given.arguments)
+
+    def extra_repr(self) -> str:
+        values = {name: getattr(self, name) for name in self._names}
+        shown = {name: round(value.item(), 6) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.global_max_pool2d(input, self.keepdim)
+        return type(self).pool(input, *[getattr(self, name) for name in self._names])
 
 
-class GlobalAvgPool2d(_GlobalPool2d):
-    """``fastpool.functional.global_avg_pool2d``."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.global_avg_pool2d(input, self.keepdim)
+def _of(base: type[nn.Module]) -> Callable[[int, Any], tuple[type[nn.Module], dict[str, Any]]]:
+    return lambda rank, function: (base, {"pool": staticmethod(function)})
 
 
-class GlobalMinPool2d(_GlobalPool2d):
-    """``fastpool.functional.global_min_pool2d``."""
+def _parametrised(kind: Any) -> Callable[[int, Any], tuple[type[nn.Module], dict[str, Any]]]:
+    def make(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, Any]]:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        if kind.slopes:
+            trainable = inspect.Parameter("trainable", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=bool(kind.face.trainable))
+            parameters.append(trainable)
+        members = {
+            "pool": staticmethod(function),
+            "learnable": kind.face.trainable or tuple(kind.slopes),
+            "__signature__": inspect.Signature(parameters),
+        }
+        return _ParametrisedPool, members
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.global_min_pool2d(input, self.keepdim)
+    return make
 
 
-class GlobalL2Pool2d(_GlobalPool2d):
-    """``fastpool.functional.global_l2_pool2d``."""
+def _of_face(kind: Any) -> None:
+    """The modules of a pooling type that says how it is called."""
+    face = kind.face
+    windowed = _like("MaxPool{n}d", _select) if kind.selects else _parametrised(kind) if kind.parameters else _of(_WindowPool)
+    _published(f"{face.title}Pool{{n}}d", f"{face.stem}_pool{{n}}d", windowed)
+    if kind.combine:
+        _published(
+            f"Global{face.title}Pool{{n}}d",
+            f"global_{face.stem}_pool{{n}}d",
+            _parametrised(kind) if kind.parameters else _of(_GlobalPool),
+        )
+    if face.adaptive:
+        base = _like("AdaptiveMaxPool{n}d", _adapt_and_select) if kind.selects else _like("AdaptiveAvgPool{n}d", _adapt)
+        _published(f"Adaptive{face.title}Pool{{n}}d", f"adaptive_{face.stem}_pool{{n}}d", base)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.global_l2_pool2d(input, self.keepdim)
+
+for _kind in KINDS.values():
+    if _kind.face:
+        _of_face(_kind)
+_published("AvgPool{n}d", "avg_pool{n}d", _like("AvgPool{n}d", _average))
+_published("GlobalAvgPool{n}d", "global_avg_pool{n}d", _of(_GlobalPool))
+_published("AdaptiveAvgPool{n}d", "adaptive_avg_pool{n}d", _like("AdaptiveAvgPool{n}d", _adapt))
+_published("LPPool{n}d", "lp_pool{n}d", _like("LPPool{n}d", _norm))
+_published("StochasticPool{n}d", "stochastic_pool{n}d", _of(_StochasticPool))
+_published("MaxUnpool{n}d", "max_unpool{n}d", _like("MaxUnpool{n}d", _unpool))
+__all__.sort()
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

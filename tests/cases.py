@@ -7,8 +7,9 @@ import torch
 from fastpool.window import Window
 
 
-def window(kernel_size, stride=None, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    return Window(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+def window(kernel_size, stride=None, padding=None, dilation=None, ceil_mode=False):
+    rank = len(kernel_size)
+    return Window(kernel_size, stride or kernel_size, padding or (0,) * rank, dilation or (1,) * rank, ceil_mode)
 
 
 GEOMETRIES = {
@@ -25,11 +26,31 @@ GEOMETRIES = {
     "7x7s7": ((1, 33, 7, 42), window((7, 7))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
+LONG = {
+    "1d-2s2": ((2, 3, 38), window((2,))),
+    "1d-3s2p1-ceil": ((1, 5, 42), window((3,), (2,), (1,), ceil_mode=True)),
+    "1d-31s1p15": ((2, 2, 70), window((31,), (1,), (15,))),
+    "1d-5s7d2": ((3, 1, 61), window((5,), (7,), (2,), (2,))),
+    "1d-one": ((2, 3, 1), window((1,))),
+}
+DEEP = {
+    "3d-2s2": ((2, 3, 4, 6, 18), window((2, 2, 2))),
+    "3d-3s2p1-ceil": ((1, 5, 6, 7, 20), window((3, 3, 3), (2, 2, 2), (1, 1, 1), ceil_mode=True)),
+    "3d-asymmetric-dilated": ((1, 2, 5, 9, 13), window((1, 3, 2), (2, 1, 3), (0, 1, 1), (1, 2, 3))),
+    "3d-window-is-input": ((2, 2, 3, 4, 5), window((3, 4, 5))),
+}
+GEOMETRIES |= LONG | DEEP
 """name -> (shape, window): odd sizes, size 1, window = input, columns below and above a register, each nest's every specialisation."""
 
 
 def adversarial(shape, dtype, special=True):
-    """Values with ties, and zeros of both signs; with ``special`` also NaN and infinities."""
+    """Values with ties, and zeros of both signs; with ``special`` also NaN and infinities, or the largest and smallest integers."""
+    if not dtype.is_floating_point:
+        least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        x = torch.randint(max(least, -3), min(most, 3) + 1, shape).to(dtype)
+        for value in (least, most) if special else ():
+            x[torch.rand(shape) < 0.1] = value
+        return x
     x = torch.randint(-3, 4, shape).to(dtype) + torch.where(torch.rand(shape) < 0.3, torch.rand(shape), 0.0).to(dtype)
     x[torch.rand(shape) < 0.1] = -0.0
     if special:
@@ -39,22 +60,34 @@ def adversarial(shape, dtype, special=True):
 
 
 def _inside(x, pad, slices):
-    """x as a slice of a larger tensor full of NaN: a kernel that strays reads NaN."""
-    big = torch.full([size + extra for size, extra in zip(x.shape, pad, strict=True)], math.nan, dtype=x.dtype)
+    """x as a slice of a larger tensor full of NaN (or the largest integer): a kernel that strays reads it."""
+    poison = math.nan if x.is_floating_point() else 1 if x.dtype == torch.bool else torch.iinfo(x.dtype).max
+    big = torch.full([size + extra for size, extra in zip(x.shape, pad, strict=True)], poison, dtype=x.dtype)
     view = big[slices]
     view.copy_(x)
     return view
 
 
+def _channels_last(x):
+    """Dense as (N, *sizes, C)."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _channels_last_sliced(x):
+    more = x.dim() - 3
+    view = _inside(x.movedim(1, -1), (1, *[1] * more, 2, 3), (slice(1, None), *[slice(1, None)] * more, slice(2, None), slice(1, -2)))
+    return view.movedim(-1, 1)
+
+
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "sliced": lambda x: _inside(x, (1, 2, 0, 0), (slice(1, None), slice(1, -1))),
-    "cropped": lambda x: _inside(x, (0, 0, 3, 5), (..., slice(2, -1), slice(1, -4))),
-    "channels_last-sliced": lambda x: _inside(
-        x.permute(0, 2, 3, 1), (1, 1, 2, 3), (slice(1, None), slice(1, None), slice(2, None), slice(1, -2))
-    ).permute(0, 3, 1, 2),
-    "transposed": lambda x: _inside(x.permute(0, 1, 3, 2), (0, 0, 1, 1), (..., slice(1, None), slice(1, None))).permute(0, 1, 3, 2),
+    "channels_last": _channels_last,
+    "sliced": lambda x: _inside(x, (1, 2, *[0] * (x.dim() - 2)), (slice(1, None), slice(1, -1))),
+    "cropped": lambda x: _inside(x, (0, 0, *[3] * (x.dim() - 3), 5), (..., *[slice(2, -1)] * (x.dim() - 3), slice(1, -4))),
+    "channels_last-sliced": _channels_last_sliced,
+    "transposed": lambda x: _inside(x.transpose(0, -1), (1, *[0] * (x.dim() - 2), 1), (slice(1, None), ..., slice(1, None))).transpose(
+        0, -1
+    ),
 }
 """name -> the same values in another place in memory: a dense axis each, but for the last, which is copied."""
 

@@ -12,13 +12,12 @@ def poisoned(monkeypatch):
     """Whatever fastpool allocates starts as NaN (or the largest integer): an element a kernel forgets shows."""
     plain = backend.empty
 
-    def empty(shape, dtype, device, layout):
-        x = plain(shape, dtype, device, layout)
-        if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
-            return x
-        raw = x.permute(0, 2, 3, 1) if layout.channels_last else x
-        raw.view(torch.uint8).fill_(0xFF)
-        return x
+    def empty(x, shape, strides, dtype=None):
+        found = plain(x, shape, strides, dtype)
+        if torch.compiler.is_compiling() or isinstance(found, FakeTensor):
+            return found
+        torch.empty(0, dtype=torch.uint8).set_(found.untyped_storage()).fill_(0xFF)
+        return found
 
     monkeypatch.setattr(backend, "empty", empty)
 

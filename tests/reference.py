@@ -5,6 +5,7 @@ selecting kinds return (y, tap).  In float64 it is the truth, in float32 it is w
 """
 
 import math
+from functools import reduce
 from itertools import product
 
 import torch
@@ -16,7 +17,11 @@ exponent's rounding times the logarithm of the sum."""
 
 def select(v, inside, beats):
     """Tap by tap: the first inside stands until another beats it; NaN beats all."""
-    worst = {"max": -math.inf, "min": math.inf}[beats]
+    if v.is_floating_point():
+        worst = {"max": -math.inf, "min": math.inf}[beats]
+    else:
+        limits = (0, 1) if v.dtype == torch.bool else (torch.iinfo(v.dtype).min, torch.iinfo(v.dtype).max)
+        worst = limits[beats == "min"]
     best = torch.full(v.shape[:-1], worst, dtype=v.dtype)
     tap = inside.int().argmax(-1).expand(v.shape[:-1]).clone()
     for k in range(v.shape[-1]):
@@ -74,31 +79,49 @@ REFERENCE = {
 }
 
 
-def taps(w, height, width):
+def taps(w, *sizes):
     """For each output and tap: its flat position in the input plane or -1, and whether it is inside input and padding."""
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = w.kernel_size, w.stride, w.padding, w.dilation
-    out_h, out_w = w.output_size(height, width)
+    out = w.output_size(*sizes)
     flat, padded = [], []
-    for oh, ow in product(range(out_h), range(out_w)):
-        for i, j in product(range(kh), range(kw)):
-            row, column = oh * sh - ph + i * dh, ow * sw - pw + j * dw
-            flat.append(row * width + column if 0 <= row < height and 0 <= column < width else -1)
-            padded.append(row < height + ph and column < width + pw)
-    shape = out_h * out_w, kh * kw
-    return torch.tensor(flat).reshape(shape), torch.tensor(padded).reshape(shape), (out_h, out_w)
+    for o in product(*map(range, out)):
+        for k in product(*map(range, w.kernel_size)):
+            at = [a * s - p + i * d for a, s, p, i, d in zip(o, w.stride, w.padding, k, w.dilation, strict=True)]
+            inside = all(0 <= i < size for i, size in zip(at, sizes, strict=True))
+            flat.append(reduce(lambda total, step: total * step[1] + step[0], zip(at, sizes, strict=True), 0) if inside else -1)
+            padded.append(all(i < size + p for i, size, p in zip(at, sizes, w.padding, strict=True)))
+    shape = math.prod(out), w.taps
+    return torch.tensor(flat).reshape(shape), torch.tensor(padded).reshape(shape), out
+
+
+def bins(outputs, *sizes):
+    """``taps`` of adaptive pooling, by torch's rule: the taps of a bin first, then -1 up to the largest bin's number."""
+    ranges = [[range(i * n // o, -(-(i + 1) * n // o)) for i in range(o)] for o, n in zip(outputs, sizes, strict=True)]
+    flat = [
+        [reduce(lambda total, step: total * step[1] + step[0], zip(at, sizes, strict=True), 0) for at in product(*window)]
+        for window in product(*ranges)
+    ]
+    most = max(map(len, flat))
+    found = torch.tensor([row + [-1] * (most - len(row)) for row in flat])
+    return found, found >= 0, tuple(outputs)
 
 
 def pool(kind, x, w, include_pad=True, divisor=None, extra=()):
-    """y (N, C, OH, OW), and for a selecting kind the chosen flat positions (-1: none).  Summing kinds
-    are differentiable by torch."""
-    n, c, height, width = x.shape
+    """y (N, C, *out), and for a selecting kind the chosen flat positions (-1: none).  Summing kinds are differentiable by torch.
+
+    ``w``: a window, None for the whole map, or a list of ints: the outputs of adaptive pooling.
+    """
+    n, c, *sizes = x.shape
     if w is None:
-        flat, padded, out = torch.arange(height * width)[None], torch.ones(1, height * width, dtype=torch.bool), (1, 1)
+        size = math.prod(sizes)
+        flat, padded, out = torch.arange(size)[None], torch.ones(1, size, dtype=torch.bool), (1,) * len(sizes)
+    elif isinstance(w, list):
+        flat, padded, out = bins(w, *sizes)
     else:
-        flat, padded, out = taps(w, height, width)
+        flat, padded, out = taps(w, *sizes)
     inside = flat >= 0
     v = x.flatten(2)[:, :, flat.clamp(min=0)]
-    count = (padded if include_pad else inside).sum(-1).to(x.dtype) if divisor is None else torch.tensor(float(divisor), dtype=x.dtype)
+    real = x.dtype if x.is_floating_point() else torch.float64
+    count = (padded if include_pad else inside).sum(-1).to(real) if divisor is None else torch.tensor(float(divisor), dtype=real)
     found = REFERENCE[kind.name](v, inside, count, flat.shape[1], *extra)
     if not kind.selects:
         return found.reshape(n, c, *out), None

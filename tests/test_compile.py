@@ -63,10 +63,10 @@ def test_a_converted_model(compiled):
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.draws])
 def test_operators_keep_torchs_rules(kind):
-    op = Pooling("test", KINDS[kind], window("test", 2, None, 0, 1, False), reference.PARAMETERS.get(kind, ()))
+    op = Pooling("test", KINDS[kind], 2, window("test", 2, 2, None, 0, 1, False), reference.PARAMETERS.get(kind, ()))
     x = torch.randn(2, 3, 6, 8, requires_grad=True)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastpool.pool, (x, *library._described(op), 0, True), test_utils=utilities)
+    torch.library.opcheck(torch.ops.fastpool.pool, (x, None, *library._described(op), 0, True), test_utils=utilities)
 
 
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad], ids=["vmap", "grad"])

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 import fastpool.functional as F
 from fastpool import backend
 from fastpool.backend import Pooling
-from fastpool.functional import _pooled
+from fastpool.functional import _pooled, _with_indices
 
 SUMMING = [name for name, kind in KINDS.items() if not kind.selects]
 SELECTING = [name for name, kind in KINDS.items() if kind.selects and not kind.draws]
 
 
-def op(kind, w, **more):
-    return Pooling("test", KINDS[kind], w, reference.PARAMETERS.get(kind, ()), **more)
+def op(kind, w, rank=None, **more):
+    return Pooling("test", KINDS[kind], rank or w.rank, w, reference.PARAMETERS.get(kind, ()), **more)
 
 
 def leaf(x):
@@ -66,11 +66,10 @@ def test_selecting(kind, geometry, dtype):
     gx = plane.scatter_add(2, chosen.where(valid, 0).flatten(2), gy.where(valid, 0).flatten(2)).reshape(shape)
     for name, layout in LAYOUTS.items():
         a = leaf(layout(x))
-        y, taps = _pooled(a, op(kind, w))
+        y, flat = _with_indices(a, op(kind, w))
         y.backward(gy)
         assert torch.equal(y.nan_to_num(77), truth.nan_to_num(77)), name
         assert torch.equal(y.isnan(), truth.isnan()), name
-        flat = backend.flat_positions(taps, op(kind, w), a.detach())
         assert torch.equal(flat.where(valid, 0), chosen.where(valid, 0)), name
         assert torch.equal(a.grad, gx), name  # integers: sums in any order are the same
 
@@ -89,7 +88,7 @@ def test_summing(kind, geometry, dtype):
     y32.backward(gy)
     for name, layout in LAYOUTS.items():
         a = leaf(layout(x))
-        y, _ = _pooled(a, op(kind, w))
+        y = _pooled(a, op(kind, w))
         y.backward(gy.to(y))
         no_worse(y.detach(), y64.detach(), y32.detach(), f"{name} value")
         no_worse(a.grad, truth.grad, theirs.grad, f"{name} gradient")
@@ -232,9 +231,9 @@ def test_global_selecting(shape, dtype):
                 assert torch.equal(chosen, index)
             for name, layout in LAYOUTS.items():
                 a = leaf(layout(x))
-                y, taps = _pooled(a, op(kind, None))
+                y, flat = _with_indices(a, op(kind, None, x.dim() - 2))
                 assert torch.equal(y.nan_to_num(77), truth.nan_to_num(77)), name
-                assert torch.equal(taps.long(), chosen), name
+                assert torch.equal(flat, chosen), name
                 y.backward(torch.ones_like(y))
                 gx = torch.zeros_like(x).flatten(2).scatter(2, chosen.flatten(2), 1.0).reshape(shape)
                 assert torch.equal(a.grad, gx), name
@@ -252,7 +251,7 @@ def test_global_summing(kind, shape, dtype):
     y32.backward(gy)
     for name, layout in LAYOUTS.items():
         a = leaf(layout(x))
-        y, _ = _pooled(a, op(kind, None))
+        y = _pooled(a, op(kind, None, x.dim() - 2))
         y.backward(gy.to(y))
         no_worse(y.detach(), y64.detach(), y32.detach(), f"{name} value")
         no_worse(a.grad, truth.grad, theirs.grad, f"{name} gradient")
@@ -283,7 +282,7 @@ def test_saved_for_backward_is_a_byte_an_output(kind, per_output):
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
     seen = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.numel() * t.element_size()) or t, lambda t: t):
-        y, _ = _pooled(x, op(kind, window((2, 2))))
+        y = _pooled(x, op(kind, window((2, 2))))
     assert sum(seen) == per_output * y.numel()
 
 

@@ -11,15 +11,45 @@ In the signatures below x, y, gy are numbers (an element, an output, its gradien
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..number import like, where
 
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
+
 
 def _no_change(zero):
     return zero
+
+
+@dataclass(frozen=True)
+class Face:
+    """How users call a pooling type: fastpool.functional and fastpool.nn make its functions and modules of 1 to 3 dimensions from this.
+
+    ``Face("soft", "Soft", ...)`` makes soft_pool1d .. 3d and SoftPool1d .. 3d, and where the reduction has a ``combine``, which the
+    global form needs, global_soft_pool1d .. 3d and GlobalSoftPool1d .. 3d.
+    """
+
+    stem: str
+    """Of the functions' names."""
+    title: str
+    """Of the modules' names."""
+    doc: str
+    """The functions' docstring, in the words of what comes out: "The largest element of each window; ..."."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """Each of the reduction's ``parameters``, in their order -> the default of the argument of that name; such an argument may be
+    a number, or a tensor of one element, which gets a gradient if the reduction has a slope for it."""
+    refuse: Callable[..., str | None] | None = None
+    """(**parameters) -> what is wrong with these numbers ("p must not be 0, got 0.0"), or None."""
+    map_by_default: bool = False
+    """``kernel_size`` may be left out, and the window is the map then; it comes after the parameters."""
+    adaptive: bool = False
+    """There is adaptive_STEM_pool1d .. 3d, and AdaptiveTITLEPool1d .. 3d."""
+    trainable: tuple[str, ...] = ()
+    """The parameters that are an nn.Parameter in the modules, unless they are told ``trainable=False``."""
 
 
 class _Reduction:
@@ -57,7 +87,13 @@ class Selecting(_Reduction):
     """(total, x) -> total: a first pass over the window, from zero, before ``init``."""
     draws: bool = False
     parameters: tuple[str, ...] = ()
+    face: Face | None = None
     selects = True
+
+    @property
+    def dtypes(self):
+        """The names of the dtypes it takes: all that have an order, or to draw by, the floats."""
+        return FLOATS if self.draws else FLOATS + INTEGERS
 
     def gradient(self):
         return _selected
@@ -93,18 +129,40 @@ class Summing(_Reduction):
     linear: bool = False
     """``share`` reads neither x, y nor residue: nothing is saved, and the second derivative is zero."""
     parameters: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
+    """The names of the integer dtypes whose sums it takes, beside the floats."""
+    slopes: Mapping[str, "Summing"] = field(default_factory=dict)
+    """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
+    face: Face | None = None
 
     @property
     def draws(self):
         return False
 
+    @property
+    def dtypes(self):
+        """The names of the dtypes it takes."""
+        return FLOATS + self.integers
+
     def saved_dtype(self, taps, dtype):
-        """The name of the dtype of the residue; None if there is none."""
-        return dtype if self.residue else None
+        """The name of the dtype of the residue, that which is computed in; None if there is none."""
+        return (dtype if dtype == "float64" else "float32") if self.residue else None
 
 
 def _selected(gy, saved, tap):
     return where(saved == tap, gy, like(gy, 0))
+
+
+def _no_share(gy, x, y, residue, count, size, p):
+    return like(gy, 0)
+
+
+def slope(name, init, accumulate, finalise, combine, neutral=_no_change, parameters=()):
+    """A Summing for ``slopes``: run forward alone, and differentiated as its arithmetic on tensors.
+
+    Written inside its reduction's ``slopes``, it is no pooling type of its own.
+    """
+    return Summing(name, init, accumulate, finalise, _no_share, combine, neutral, parameters=parameters)
 
 
 def _registry():

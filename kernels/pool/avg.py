@@ -23,4 +23,4 @@ def share(gy, x, y, residue, count, size, p):
     return gy / count
 
 
-AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, linear=True)
+AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, linear=True, integers=("int64",))

@@ -6,7 +6,7 @@ Differs from torch: |x| is taken, where torch's F.lp_pool2d raises a negative x 
 """
 
 from ..number import absolute, highest, like, power, sqrt, where
-from . import Summing
+from . import Face, Summing
 
 
 def init(zero):
@@ -98,7 +98,8 @@ def share_inf(gy, x, y, ties, count, size, p):
     return where(absolute(x) == y, gy * sign(x) / ties, like(gy, 0))
 
 
-L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine)
+L2_DOC = "The Euclidean norm of each window, sqrt(sum x^2), without 1/n: lp_pool with norm_type 2.  Not in torch."
+L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine, face=Face("l2", "L2", L2_DOC))
 L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine)
 LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf)
 LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, residue=residue_p, parameters=("p",))

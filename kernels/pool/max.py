@@ -1,7 +1,7 @@
 """Maximum, by torch's rule: the first of equals wins; a NaN beats everything and the last NaN the others."""
 
 from ..number import lowest, where
-from . import Selecting
+from . import Face, Selecting
 
 
 def init(zero, tap):
@@ -22,4 +22,9 @@ def combine(a, b):
     return where(wins, y, x), where(wins, j, i)
 
 
-MAX = Selecting("max", init, accumulate, neutral=lowest, combine=combine)
+DOC = """The largest element of each window; with ``return_indices`` also its flat position in the input plane (int64), as torch.
+
+    Padding is ignored.  The first of equal elements wins; a NaN wins over everything, the last NaN over the others.  Values and
+    indices equal torch's bit for bit.  Saved for backward: one byte an output (windows of up to 255 taps), where torch saves eight.
+    """
+MAX = Selecting("max", init, accumulate, neutral=lowest, combine=combine, face=Face("max", "Max", DOC, adaptive=True))

@@ -1,7 +1,7 @@
 """Minimum: maximum's rule with the order reversed, not -max(-x), which is wrong for unsigned integers."""
 
 from ..number import highest, where
-from . import Selecting
+from . import Face, Selecting
 
 
 def init(zero, tap):
@@ -22,4 +22,5 @@ def combine(a, b):
     return where(wins, y, x), where(wins, j, i)
 
 
-MIN = Selecting("min", init, accumulate, neutral=highest, combine=combine)
+DOC = "The smallest element of each window: max_pool with the order reversed, NaN and ties by the same rules.  Not in torch."
+MIN = Selecting("min", init, accumulate, neutral=highest, combine=combine, face=Face("min", "Min", DOC, adaptive=True))
