@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fastpool import terminal
 
 from . import commute, pool, pool_peers, pool_report, report
 from .cases import ACTIVATIONS, NETWORKS, POOLINGS, QUICK_SITES, SITES
@@ -21,9 +22,6 @@ from .photograph import MissingPhotographError, photograph
 
 FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
 """Seconds of timed rounds a row.  On 2 cores: 539 rows in 12 minutes beside other work, 196 quick ones in 40 seconds without."""
-
-INTERRUPTED = 128 + 2
-"""The exit status of a command that SIGINT ended."""
 
 T = TypeVar("T")
 
@@ -71,7 +69,7 @@ def commute_command(
     """
     sites = [site for site in (QUICK_SITES if quick else SITES) if site.network in (networks or NETWORKS)]
     todo = commute.pairs(sites, poolings or POOLINGS, activations or ACTIVATIONS)
-    console = _console(110)
+    console = terminal.console(110)
     try:
         photograph()
     except MissingPhotographError as error:
@@ -92,7 +90,7 @@ def commute_command(
         console.print(
             f"\nInterrupted: {len(rows)} of {len(todo)} rows; a pair's times are summed over the layers it finished.", highlight=False
         )
-        context.exit(INTERRUPTED)
+        context.exit(terminal.INTERRUPTED)
     context.exit(0 if all(row["correct"] for row in rows) else 1)
 
 
@@ -143,7 +141,7 @@ def pool_command(
     if not todo:
         raise click.UsageError("no such case: global kinds have the window global and no other, and a window must fit its map")
     wanted = peers or tuple(name for name in pool_peers.PEERS if not (quick and name == "compile"))
-    console = _console(120)
+    console = terminal.console(120)
     absent = pool_peers.missing(wanted)
     present = [name for name in wanted if name not in absent]
     budget = pool.QUICK_BUDGET if quick else pool.FULL_BUDGET
@@ -165,14 +163,8 @@ def pool_command(
         console.print(pool_report.reading(rows), highlight=False, markup=False)
     if interrupted:
         console.print(f"\nInterrupted: {len(rows)} of {len(todo)} rows.", highlight=False)
-        context.exit(INTERRUPTED)
+        context.exit(terminal.INTERRUPTED)
     context.exit(0 if all(row["correct"] for row in rows) else 1)
-
-
-def _console(width: int) -> Console:
-    """The terminal, or ``width`` columns of a file or pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
 
 
 @contextmanager
@@ -189,15 +181,13 @@ def _measured(
 ) -> tuple[list[dict[str, Any]], bool]:
     """The finished rows, written to ``path`` whatever happens, and whether Ctrl-C ended them.  ``name``: what the progress bar says."""
     rows: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    terminal = Console(stderr=True)
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
-            task = progress.add_task("", total=len(todo))
+        with terminal.progress() as bar:
+            task = bar.add_task("", total=len(todo))
             for case in todo:
-                progress.update(task, description=name(case))
+                bar.update(task, description=name(case))
                 rows.append(row(case))
-                progress.advance(task)
+                bar.advance(task)
     except KeyboardInterrupt:
         return rows, True
     finally:

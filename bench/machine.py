@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastpool.doctor import cpu_model
+
 ROOT = Path(__file__).parents[1]
 """The checkout, or the installed package."""
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def machine() -> dict[str, Any]:
     """Flat: processor, cores, threads, load, versions, date (UTC), and the commit or None outside a checkout."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": _load(),
@@ -30,16 +32,6 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
     }
-
-
-def _cpu() -> str:
-    """The processor's name; platform.processor() is empty or only the architecture on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _load() -> float | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from typing import NamedTuple
 
 import torch
 
@@ -23,22 +25,43 @@ def threads() -> int:
     if _forked:
         return 1
     count = torch.get_num_threads()
-    if count > 1:
-        _start(count)
+    if count > 1 and not _started:
+        _start()
     return count
 
 
 _started = False
+_starting = threading.Lock()
 
 
-def _start(count: int) -> None:
+def _start() -> None:
     """Start the driver's threads once, and undo what that does to torch: both share one OpenMP, whose count Numba sets."""
     global _started
-    if _started:
-        return
+    with _starting:
+        if _started:
+            return
+        from .kernels import launch
+
+        count = torch.get_num_threads()
+        launch.start()
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
+        _started = True
+
+
+class ThreadingLayer(NamedTuple):
+    """Whose threads run the kernels, by Numba's name."""
+
+    name: str
+    locked: bool
+    """Calls from several Python threads wait for each other."""
+
+
+def threading_layer() -> ThreadingLayer:
+    """The one in use; it is started by this, as by the first pooling on several threads."""
+    _start()
+    import numba
+
     from .kernels import launch
 
-    launch.start()
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
-    _started = True
+    return ThreadingLayer(numba.threading_layer(), not launch.reentrant())

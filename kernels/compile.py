@@ -14,8 +14,10 @@ import functools
 import hashlib
 import os
 import pickle
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +47,14 @@ class Worker(NamedTuple):
 
 
 compiled_here = []
-"""Names of what this process compiled, as opposed to loaded."""
+"""Names of what this process compiled."""
+loaded_here = []
+"""Names of what it loaded instead."""
+
+DAY = 24 * 3600
+UNUSED = 30 * DAY
+"""Seconds after which a file that no process loads is deleted."""
+_OURS = re.compile(r"[\w.]+(-[0-9a-f]{8,24}){1,2}(\.bin|-\w+\.tmp)")
 
 
 @functools.cache
@@ -54,11 +63,60 @@ def directory():
 
     A directory that can only be read serves what it holds.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(os.environ.get("FASTPOOL_CACHE_DIR") or os.path.join(base, "fastpool"))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    path = os.path.expanduser(os.environ.get("FASTPOOL_CACHE_DIR") or os.path.join(base, "fastpool"))
+    if path.startswith("~"):  # a user without a home directory: no folder called "~" is meant
+        return None
+    path = Path(path).absolute()
     with contextlib.suppress(OSError):
         path.mkdir(parents=True, exist_ok=True)
-    return path if path.is_dir() else None
+    return path if os.path.isdir(path) else None  # Path.is_dir raises, until Python 3.12, inside a folder that may not be entered
+
+
+class Kept(NamedTuple):
+    """Files of machine code."""
+
+    files: int
+    bytes: int
+
+
+def _files():
+    """(path, stat, whether the present sources, compiler and CPU made it) of each file of the cache; nothing else in its directory."""
+    marks = {_common_digest(path)[:8] for path in HERE.rglob("*.py")}
+    paths = []
+    with contextlib.suppress(OSError):  # a directory that may not be listed
+        paths = list(directory().iterdir() if directory() else ())
+    for path in paths:
+        if _OURS.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # deleted by another process meanwhile
+                yield path, path.stat(), not marks.isdisjoint(path.name.split("-"))
+
+
+def kept():
+    """What the cache holds: (of the present sources, compiler and CPU; of others)."""
+    sizes = {True: [], False: []}
+    for _, stat, present in _files():
+        sizes[present].append(stat.st_size)
+    return tuple(Kept(len(found), sum(found)) for found in sizes.values())
+
+
+def prune(superseded=False):
+    """Delete what no process loaded for 30 days; with ``superseded`` also what other sources, compilers or CPUs made.  What went.
+
+    Safe beside other processes: a file is read in one go, and one that is missing is compiled.
+    """
+    sizes = []
+    for path, stat, present in _files():
+        if stat.st_mtime < time.time() - UNUSED or (superseded and not present):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                sizes.append(stat.st_size)
+    return Kept(len(sizes), sum(sizes))
+
+
+@functools.cache
+def _prune_once():
+    prune()
 
 
 @functools.cache
@@ -107,8 +165,10 @@ class _DiskCache(_Cache):
     def __init__(self, name, key, path):
         self._name = name
         self._impl = CompileResultCacheImpl.__new__(CompileResultCacheImpl)
-        digest = hashlib.sha256(f"{_common_digest(path)} {key}".encode()).hexdigest()
-        self._path = directory() / f"{name}-{digest[:24]}.bin"
+        common = _common_digest(path)
+        digest = hashlib.sha256(f"{common} {key}".encode()).hexdigest()
+        # The common digest by itself tells whose files they are.
+        self._path = directory() / f"{name}-{common[:8]}-{digest[:16]}.bin"
 
     @property
     def cache_path(self):
@@ -122,13 +182,18 @@ class _DiskCache(_Cache):
             return None
         except Exception:  # a file of another format or a torn one: pickle raises nearly anything
             return None
+        loaded_here.append(self._name)
+        with contextlib.suppress(OSError):  # prune goes by the time of the last change: those of access are often switched off
+            if self._path.stat().st_mtime < time.time() - DAY:
+                os.utime(self._path)
         return self._impl.rebuild(target_context, payload)
 
     def save_overload(self, sig, cres):
         compiled_here.append(self._name)
         payload = pickle.dumps(self._impl.reduce(cres))
         with contextlib.suppress(OSError):  # a full or read-only disk costs the next process a compilation, nothing else
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent)
+            _prune_once()
+            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f"{self._path.stem}-", suffix=".tmp")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(payload)

@@ -55,6 +55,11 @@ def start():
     _driver()
 
 
+def reentrant():
+    """Whether the threading layer lets two Python threads in at once; ``launch`` locks one that does not."""
+    return _driver()[1]
+
+
 def started():
     """Whether ``start`` has run in this process."""
     return _driver.cache_info().currsize > 0
@@ -84,9 +89,9 @@ def launch(worker, jobs, args, threads=1):
     if threads <= 1 or jobs <= 1:
         worker.call(args, 0, jobs)
         return
-    run, reentrant = _driver()
+    run, several = _driver()
     threads = min(threads, jobs, numba.config.NUMBA_NUM_THREADS)
-    if reentrant:
+    if several:
         _run(run, worker.address, args, jobs, threads)
     else:
         with _lock:

@@ -1,86 +1,162 @@
 """fastpool in a process with torch: thread counts, Python threads, forks."""
 
+import ctypes
 import os
 import threading
 
 import pytest
 import torch
 import torch.nn.functional as T
-from test_cache import run
+from fastpool.kernels import launch
+from fastpool.kernels.compile import Worker
+from processes import LAYERS, run
 
 import fastpool.functional as F
+from fastpool import runtime
 
-
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-def test_torchs_thread_count_is_its_own(layer):
-    """Numba's first parallel launch sets OpenMP's count, which is torch's too: it is put back.  A new process, for the first launch."""
-    code = """
-import torch, fastpool.functional as F
-x = torch.randn(2, 16, 64, 64)
-for count in (2, 1, 2, 3, 2):
-    torch.set_num_threads(count)
-    assert torch.equal(F.max_pool2d(x, 2), torch.nn.functional.max_pool2d(x, 2))
-    assert torch.get_num_threads() == count, (count, torch.get_num_threads())
-print("kept")
-"""
-    assert run(code, NUMBA_THREADING_LAYER=layer) == "kept"
-
-
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-def test_python_threads_at_once(layer):
-    """Four Python threads, forward and backward on two OpenMP (or workqueue) threads each."""
-    code = """
-import threading, torch, fastpool.functional as F
+SAME = """
+import os, threading, torch, torch.nn.functional as T, fastpool.functional as F
 torch.set_num_threads(2)
-x = torch.randn(4, 16, 64, 64)
-truth = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+# Enough for fastpool's threads; too few for torch's, which a forked child must not wake.
+x = torch.randn(1, 16, 40, 40)
+
+def pooled(f):
+    leaf = x.clone().requires_grad_()
+    y = f(leaf, 3, 2, 1)
+    y.backward((torch.arange(y.numel()) % 8.0).reshape(y.shape))
+    return y.detach(), leaf.grad
+
+truth = pooled(T.max_pool2d)
+
+def same():
+    return all(map(torch.equal, pooled(F.max_pool2d), truth))
+"""
+"""``same()``: forward and backward give what torch gave in the parent."""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_torchs_thread_count_is_its_own(layer):
+    """Honoured in each call, and never changed, though Numba's first parallel launch sets OpenMP's count, which is torch's too.
+    A new process, for the first launch."""
+    code = """
+import numba, torch, fastpool.functional as F
+x = torch.randn(2, 16, 64, 64, requires_grad=True)
+used, plain = [], numba.set_num_threads
+numba.set_num_threads = lambda count: (used.append(count), plain(count))
+for count in (2, 1, 3, 2, 4, 7):
+    torch.set_num_threads(count)
+    y = F.max_pool2d(x, 2)
+    assert torch.equal(y, torch.nn.functional.max_pool2d(x, 2))
+    assert torch.get_num_threads() == count, (count, torch.get_num_threads())
+    y.sum().backward()
+    assert torch.get_num_threads() == count, (count, torch.get_num_threads())
+print(used)
+"""
+    # Forward and backward; one thread needs no launch, and Numba has no more than it was given.
+    assert run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4") == str([2, 2, 3, 3, 2, 2, 4, 4, 4, 4])
+
+
+def test_a_threads_own_count():
+    """torch's count is one of each Python thread: each call is asked in the thread that makes it."""
+    torch.set_num_threads(2)
+    runtime.threading_layer()
+    found = []
+
+    def work():
+        torch.set_num_threads(1)
+        found.append(runtime.threads())
+        torch.set_num_threads(2)
+        found.append(runtime.threads())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    assert found == [1, 2]
+    assert runtime.threads() == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_job_is_run_once(threads, monkeypatch):
+    """By no more pieces than threads, whatever their number."""
+    monkeypatch.setattr(launch.numba.config, "NUMBA_NUM_THREADS", 2)
+    pieces, lock = [], threading.Lock()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    def work(args, start, stop):
+        with lock:
+            pieces.append((start, stop))
+
+    worker = Worker("test", ctypes.cast(work, ctypes.c_void_p).value, work, None)
+    for jobs in (1, 2, 3, 7):
+        pieces.clear()
+        launch.launch(worker, jobs, launch.pack(0), threads)
+        assert sorted(job for piece in pieces for job in range(*piece)) == list(range(jobs))
+        assert len(pieces) <= min(threads, 2)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_python_threads_at_once(layer):
+    """Four Python threads, forward and backward on two threads each; the first launch of all is one of theirs."""
+    code = (
+        SAME
+        + """
 wrong = []
 def work():
+    torch.set_num_threads(2)
     for _ in range(20):
-        t = x.clone().requires_grad_()
-        y = F.max_pool2d(t, 3, 2, 1)
-        y.sum().backward()
-        if not torch.equal(y, truth) or t.grad.sum() != y.numel():
+        if not same():
             wrong.append(1)
+        if torch.get_num_threads() != 2:
+            wrong.append(2)
 workers = [threading.Thread(target=work) for _ in range(4)]
 [w.start() for w in workers]
 [w.join() for w in workers]
-print(len(wrong))
+print(wrong)
 """
-    assert run(code, NUMBA_THREADING_LAYER=layer) == "0"
+    )
+    assert run(code, NUMBA_THREADING_LAYER=layer) == "[]"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_works():
-    """A DataLoader worker: OpenMP's threads are gone there, and asking for them would end or hang it."""
-    code = """
-import os, torch, fastpool.functional as F
-torch.set_num_threads(2)
-x = torch.randn(2, 16, 64, 64)
-truth = F.max_pool2d(x, 2)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("before", ["same()", ""], ids=["after", "before-the-first-pooling"])
+def test_a_forked_child_works(before, layer):
+    """OpenMP's threads, torch's and perhaps fastpool's, are gone there: asking for them would end or hang it."""
+    code = f"""
+{SAME}
+torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+{before}
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(F.max_pool2d(x, 2), truth) else 1)
+    os._exit(0 if same() else 1)
 _, status = os.waitpid(child, 0)
-print(os.waitstatus_to_exitcode(status))
+print(os.waitstatus_to_exitcode(status), same())
 """
-    assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
+    assert run(code, NUMBA_THREADING_LAYER=layer, PYTHONWARNINGS="ignore::DeprecationWarning") == "0 True"
 
 
-def test_a_child_forked_before_the_first_pooling_works():
-    """torch's threads ran in the parent, fastpool's not yet: they must not be asked for in the child."""
-    code = """
-import os, torch, fastpool.functional as F
-torch.set_num_threads(2)
-x = torch.randn(2, 16, 64, 64)
-truth = torch.nn.functional.max_pool2d(x, 2)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(F.max_pool2d(x, 2), truth) else 1)
-_, status = os.waitpid(child, 0)
-print(os.waitstatus_to_exitcode(status))
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_in_a_dataloaders_workers():
+    """Forward and backward, beside a parent that pools on its threads meanwhile; also by a thread that the worker starts."""
+    code = (
+        SAME
+        + """
+class Pooled(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(same()))
+        thread.start()
+        thread.join()
+        return same() and found[0]
+good = [same()]
+for batch in torch.utils.data.DataLoader(Pooled(), num_workers=2, multiprocessing_context="fork", persistent_workers=True):
+    good += [same(), *batch.tolist()]
+print(len(good), all(good))
 """
-    assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
+    )
+    assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "17 True"
 
 
 def test_under_inference_mode_and_in_a_callers_thread():
