@@ -1,4 +1,4 @@
-# make setup | test | lint | bench: each does everything on a fresh machine with Python 3.11 and pip.
+# make setup | test | lint | bench | results: each does everything on a fresh machine with Python 3.11 and pip.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # 2 processes for 2 cores, each kernel on one thread: fewer would idle, more would fight.
 JOBS ?= 2
 
-.PHONY: setup test lint format bench
+.PHONY: setup test lint format bench results readme
 
 setup: $(STAMP)
 
@@ -31,3 +31,13 @@ format: setup
 
 bench: setup
 	$(BIN)/fastpool bench commute
+
+# Goes on where it was stopped; the rows of a machine are one file.  To measure anew, delete that first.
+results: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	mkdir -p bench/results
+	$(BIN)/fastpool bench pool --resume --json bench/results
+	$(MAKE) readme
+
+readme: setup
+	$(BIN)/python -m fastpool.bench.readme

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from fastpool import terminal
 
-from . import commute, pool, pool_peers, pool_report, report
+from . import commute, pool, pool_bars, pool_peers, pool_report, report
 from .cases import ACTIVATIONS, NETWORKS, POOLINGS, QUICK_SITES, SITES
-from .machine import machine
+from .machine import SAME, file_name, keep_pages, machine
 from .photograph import MissingPhotographError, photograph
 
 FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
@@ -101,13 +101,20 @@ class _Shape(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){3}", value):
-            self.fail(f"{value!r} is not four sizes, as in {pool_peers.SHAPES[0]}", param, ctx)
-        return tuple(map(int, value.split("x")))
+            self.fail(f"{value!r} is not four sizes, as in {pool_peers.SHAPES[1]}", param, ctx)
+        return pool_peers.sizes(value)
 
 
 @bench.command("pool")
 @click.option("--quick", is_flag=True, help="Two maps, three windows and fewer rounds, without torch.compile, unless asked for.")
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Keep each row in this file as soon as it is finished; in a folder, in the file of this machine.",
+)
+@click.option("--resume", is_flag=True, help="Go on with that file: what it has of this machine is not measured again.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
 @click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Only this map, or another of yours; repeatable.")
 @click.option("--kind", "kinds", type=click.Choice(list(pool_peers.KINDS)), multiple=True, help="Only this one; repeatable.")
@@ -119,6 +126,7 @@ def pool_command(
     context: click.Context,
     quick: bool,
     path: Path | None,
+    resume: bool,
     threads: tuple[int, ...],
     shapes: tuple[tuple[int, int, int, int], ...],
     kinds: tuple[str, ...],
@@ -130,41 +138,89 @@ def pool_command(
 
     Every kind, window and memory layout on maps from caches' to memory's size, forward and with backward ("training"), beside PyTorch,
     torch.compile, ONNX Runtime and OpenVINO, as far as these are here; and beside a copy that moves the fewest bytes the case must.
-    The whole takes hours, most of them other libraries' large windows and torch.compile: filters help.
+    The whole takes about 40 minutes on two cores, half of them the largest map: filters help.
 
     Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
     """
-    shapes = shapes or tuple(tuple(map(int, name.split("x"))) for name in (pool_peers.QUICK_SHAPES if quick else pool_peers.SHAPES))
-    windows = windows or (pool_peers.QUICK_WINDOWS if quick else tuple(pool_peers.WINDOWS))
-    chosen = (shapes, kinds or tuple(pool_peers.KINDS), windows, layouts or tuple(pool_peers.LAYOUTS), threads or (1, 2))
-    todo = pool.cases(*(dict.fromkeys(names) for names in chosen))
+    shapes = shapes or tuple(map(pool_peers.sizes, pool_peers.QUICK_SHAPES if quick else pool_peers.SHAPES))
+    windows = windows or (pool_peers.QUICK_WINDOWS if quick else ())
+    chosen = (shapes, kinds or tuple(pool_peers.KINDS), windows or None, layouts or tuple(pool_peers.LAYOUTS), threads or (1, 2))
+    todo = pool.cases(*(names and dict.fromkeys(names) for names in chosen))
     if not todo:
-        raise click.UsageError("no such case: global kinds have the window global and no other, and a window must fit its map")
+        raise click.UsageError("no such case: global and adaptive kinds have windows of their own, and a window must fit its map")
     wanted = peers or tuple(name for name in pool_peers.PEERS if not (quick and name == "compile"))
     console = terminal.console(120)
+    where = machine()
+    if path is not None and path.is_dir():
+        path = path / file_name(where)
+    kept = _kept(path, where) if resume else []
+    done, asked = {pool.key(row) for row in kept if row["correct"]}, len(todo)
+    todo = [case for case in todo if case.key not in done]
+    kept = [row for row in kept if pool.key(row) not in {case.key for case in todo}]
     absent = pool_peers.missing(wanted)
     present = [name for name in wanted if name not in absent]
     budget = pool.QUICK_BUDGET if quick else pool.FULL_BUDGET
     with _threads_kept():
-        where = machine()
-        used = dict.fromkeys(case.threads for case in todo)
+        used = dict.fromkeys((*(case.threads for case in todo), *(row["threads"] for row in kept)))
         console.print(_header({**where, "threads": " and ".join(map(str, used))}), highlight=False)
+        console.print(_rules(keep_pages(), present, "compile" in peers), highlight=False, markup=False)
         if absent:
             why = "; ".join(f"{pool_peers.TITLES[name]} ({reason})" for name, reason in absent.items())
-            console.print(f"Not here, and left out: {why}.\n", highlight=False, markup=False)
-        rows, interrupted = _measured(todo, lambda case: {**where, **pool.row(case, present, budget)}, str, path)
+            console.print(f"Not here, and left out: {why}.", highlight=False, markup=False)
+        if kept:
+            console.print(f"{len(kept)} rows are there already; {len(todo)} of {asked} cases are left.", highlight=False)
+
+        def row(case: pool_peers.Case) -> dict[str, Any]:
+            return {**where, **pool.row(case, [p for p in present if pool_peers.takes_part(p, case, "compile" in peers)], budget)}
+
+        found, interrupted = _measured(todo, row, str, path, kept)
+    rows = [*kept, *found]
     if not rows:
         console.print("No row was finished.")
     else:
         columns = pool_report.peers_of(rows)
-        console.print(pool_report.EXPLAINED, highlight=False)
+        console.print(f"\n{pool_report.EXPLAINED}", highlight=False)
         for name in dict.fromkeys(row["shape"] for row in rows):
-            console.print(pool_report.table([row for row in rows if row["shape"] == name], columns, name))
+            of_map = [row for row in rows if row["shape"] == name]
+            make = pool_report.calls if name == pool_peers.TINY else pool_report.table
+            console.print(make(of_map, columns, name))
         console.print(pool_report.reading(rows), highlight=False, markup=False)
+        console.print(f"\n{pool_bars.summary(pool_bars.bars(rows))}", highlight=False, markup=False)
     if interrupted:
-        console.print(f"\nInterrupted: {len(rows)} of {len(todo)} rows.", highlight=False)
+        console.print(f"\nInterrupted: {len(found)} of {len(todo)} rows.", highlight=False)
         context.exit(terminal.INTERRUPTED)
     context.exit(0 if all(row["correct"] for row in rows) else 1)
+
+
+def _kept(path: Path | None, where: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run, the newest of each case; an error if the file is another machine's."""
+    if path is None:
+        raise click.UsageError("--resume goes on with the file that --json names")
+    rows = report.read(path) if path.exists() else []
+    for row in rows:
+        for name in SAME:
+            if row[name] != where[name]:
+                raise click.ClickException(f"{path} holds rows of another machine: {name} {row[name]}, here {where[name]}")
+    return list({pool.key(row): row for row in rows}.values())
+
+
+def _rules(pages_kept: bool, peers: Sequence[str], compile_asked: bool) -> str:
+    """How times are taken, as far as a reader would wonder."""
+    slow = f"A peer over {pool.PATIENCE} s and {pool.MUCH_SLOWER} times fastpool's time is called once; that call is its time."
+    said = [slow]
+    said.append(f"Where windows read over {pool.READ:.1g} elements, peers, and all who draw, get a {pool.PART}th of the map's rows.")
+    if pages_kept:
+        said.append("malloc keeps what is freed (mallopt), as in a training loop: no time holds page faults of fresh memory.")
+    else:
+        said.append("malloc is not glibc's: times may hold page faults of fresh memory.")
+    growth = " and ".join(name.split()[0] for name in pool_peers.GROWTH_WINDOWS)
+    said.append(f"{growth} windows only show whether time grows with the window: one map, no peers.")
+    if "compile" in peers:
+        chosen = pool_peers.COMPILED
+        where = f"on {' and '.join(chosen['shapes'])}, {', '.join(chosen['windows'])}, kinds {', '.join(chosen['kinds'])}"
+        where = "wherever it compiles" if compile_asked else f"{where}: it compiles for seconds a case"
+        said.append(f"torch.compile takes part {where}; over {pool_peers.INLINED} taps it calls PyTorch's kernels.")
+    return "\n".join(said)
 
 
 @contextmanager
@@ -177,22 +233,30 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _measured(
-    todo: Sequence[T], row: Callable[[T], dict[str, Any]], name: Callable[[T], str], path: Path | None
+    todo: Sequence[T],
+    row: Callable[[T], dict[str, Any]],
+    name: Callable[[T], str],
+    path: Path | None,
+    kept: Sequence[dict[str, Any]] = (),
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The finished rows, written to ``path`` whatever happens, and whether Ctrl-C ended them.  ``name``: what the progress bar says."""
+    """The finished rows, and whether Ctrl-C ended them.  ``name``: what the progress bar says.
+
+    ``path`` gets ``kept``, then each row when it is finished: nothing that ends the process takes more than the row at hand.
+    """
     rows: list[dict[str, Any]] = []
+    if path is not None:
+        report.write(kept, path)
     try:
         with terminal.progress() as bar:
             task = bar.add_task("", total=len(todo))
             for case in todo:
                 bar.update(task, description=name(case))
                 rows.append(row(case))
+                if path is not None:
+                    report.append(rows[-1], path)
                 bar.advance(task)
     except KeyboardInterrupt:
         return rows, True
-    finally:
-        if path is not None:
-            report.write(rows, path)
     return rows, False
 
 

@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
+
+from .machine import page_faults
 
 SAMPLE = 0.5e-3
 """Seconds: a call quicker than this is repeated within one sample, so that the clock's and the loop's own cost vanish."""
 
+STEADY = 0.01
+"""A median is known well enough where its standard error is this part of it."""
 
-def medians(calls: Mapping[str, Callable[[], object]], budget: float, least: int = 3) -> dict[str, float]:
-    """Median ms of one call of each competitor.
 
-    All are called once and then once more before anything counts: the first call may compile, the second says how many calls make a
-    sample.  Then they take turns, one sample each a round, so that a disturbance hits all alike: until ``budget`` seconds are over,
-    and for at least ``least`` rounds.
+LONG, LONGEST = 0.15, 3.0
+"""Seconds of a round: of longer ones three are enough, and of the longest one, as a disturbance is a smaller part of them."""
+
+
+class Timed(NamedTuple):
+    ms: float
+    """Median of one call."""
+    faults: float
+    """Median page faults of one call: memory that came fresh from the system."""
+
+
+def medians(calls: Mapping[str, Callable[[], object]], budget: float, least: int = 5) -> dict[str, Timed]:
+    """Of each competitor.
+
+    They take turns, one sample each a round, so that a disturbance hits all alike: for at least ``least`` rounds (fewer of LONG
+    ones), then until every median is steady or ``budget`` seconds are over.  A first round says how many calls make a sample, and
+    counts where that is one for everybody; what compiles or grows in its first call must have been called before.
     """
-    for call in calls.values():
-        call()
-    repeats = {name: max(1, int(SAMPLE / _seconds(call, 1))) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    once = dict.fromkeys(calls, 1)
+    first = _round(calls, once)
+    repeats = {name: max(1, int(SAMPLE / seconds)) for name, (seconds, _) in first.items()}
+    rounds = [first] if repeats == once else []
+    seconds = sum(seconds for seconds, _ in first.values())
+    least = min(least, 1 if seconds > LONGEST else 3 if seconds > LONG else least)
     end = perf_counter() + budget
-    rounds = 0
-    while rounds < least or perf_counter() < end:
-        for name, call in calls.items():
-            samples[name].append(_seconds(call, repeats[name]))
-        rounds += 1
-    return {name: statistics.median(seconds) * 1e3 for name, seconds in samples.items()}
+    while len(rounds) < least or (perf_counter() < end and not all(_steady([r[name][0] for r in rounds]) for name in calls)):
+        rounds.append(_round(calls, repeats))
+    middle = lambda name, i: statistics.median(r[name][i] for r in rounds)
+    return {name: Timed(middle(name, 0) * 1e3, middle(name, 1)) for name in calls}
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    """Of one call, the mean of ``repeats``."""
-    start = perf_counter()
-    for _ in range(repeats):
-        call()
-    return (perf_counter() - start) / repeats
+def _round(calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+    """Seconds and page faults of one call of each, the means of its repeats."""
+    found = {}
+    for name, call in calls.items():
+        faults, start = page_faults(), perf_counter()
+        for _ in range(repeats[name]):
+            call()
+        seconds = perf_counter() - start
+        found[name] = seconds / repeats[name], (page_faults() - faults) / repeats[name]
+    return found
+
+
+def _steady(samples: Sequence[float]) -> bool:
+    """By the quartiles, as if the samples were normal: one disturbed sample changes little."""
+    if len(samples) < 3:
+        return False
+    low, middle, high = statistics.quantiles(samples, method="inclusive")
+    return 0.93 * (high - low) / len(samples) ** 0.5 < STEADY * middle

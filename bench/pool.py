@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,15 +17,39 @@ from fastpool.kernels.pool import KINDS as ARITHMETIC
 
 from . import measure, pool_peers
 from .check import Result, WrongResultError, upstream
-from .pool_peers import KINDS, LAYOUTS, PASSES, PEERS, WINDOWS, Case, Layer, Sizes, as_tensor, fits, shape_name
+from .pool_peers import (
+    CALLS,
+    GROWTH_KINDS,
+    GROWTH_SHAPE,
+    GROWTH_WINDOWS,
+    KINDS,
+    LAYOUTS,
+    PASSES,
+    PEERS,
+    TINY,
+    WINDOWS,
+    Case,
+    Layer,
+    Sizes,
+    Sliding,
+    as_tensor,
+    exists,
+    shape_name,
+)
 
-FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
-"""Seconds of timed rounds a row."""
+FULL_BUDGET, QUICK_BUDGET = 0.1, 0.05
+"""Seconds of timed rounds a row, at most, once every competitor was sampled as often as ``measure.medians`` asks for."""
 
-PATIENCE = 1.0
-"""Seconds: a peer that took longer in its first call is not called again; that call is its time."""
+PATIENCE, MUCH_SLOWER = 0.1, 4
+"""Seconds, and times fastpool's first call: a peer that took longer than both in its first call is not called again; that call is
+its time."""
 
-CHECKED = 2**23
+READ, PART = 2**31, 10
+"""Elements: where the windows of a case read more, each one as often as it is read, peers are timed on one of so many parts of the
+map's rows, and their time is taken that many times; so is fastpool's if it draws.  PyTorch's 13x13 on 1x16x3000x2000 alone would be
+20 s a call."""
+
+CHECKED = 2**21
 """Elements: of larger maps some planes are compared, evenly from the first to the last, so that float64 fits."""
 
 ROUNDING = 1e-5
@@ -42,27 +68,47 @@ NUMBERS = (
     "copy_gb_s",
     "fastpool_saved_bytes",
     "torch_saved_bytes",
+    "fastpool_faults",
+    "torch_faults",
+    "part",
+    "peers_part",
     "first_s",
 )
 """What a row holds: the fewest bytes a call must move; median ms; each peer's time over fastpool's; the copy's time over fastpool's;
-GB/s of those bytes; bytes saved for backward an output (training only); seconds of fastpool's first call, compiling included."""
+GB/s of those bytes; bytes saved for backward an output (training only); page faults a call; the part of the map that fastpool and the
+copy, and that peers were timed on; seconds of fastpool's first call, compiling included.  Rows of the passes CALLS hold neither bytes
+nor what follows from them."""
+
+DIGITS = 4
+"""Of every number in a row."""
 
 
 def cases(
     shapes: Iterable[Sizes],
     kinds: Iterable[str],
-    windows: Iterable[str],
+    windows: Iterable[str] | None,
     layouts: Iterable[str],
     threads: Iterable[int],
 ) -> list[Case]:
-    """Every combination that exists, map by map, so that a run cut short has whole maps."""
-    threads = tuple(threads)
-    every = product(shapes, windows, kinds, layouts, threads, PASSES)
-    return [
-        Case(shape, kind, name, layout, a_pass, count)
-        for shape, name, kind, layout, count, a_pass in every
-        if (name == "global") == kind.startswith("global") and fits(WINDOWS[name], shape)
-    ]
+    """Every combination that exists, map by map, so that a run cut short has whole maps; in one map window by window, then kind by
+    kind, so that inputs and truths are made once.  Without ``windows``: all, GROWTH_WINDOWS on their map alone."""
+    kinds, layouts, threads = tuple(kinds), tuple(layouts), tuple(threads)
+    found = []
+    for shape in shapes:
+        if shape_name(shape) == TINY:
+            tiny = [pair for pair in pool_peers.TINY_CALLS if pair[0] in kinds and (windows is None or pair[1] in windows)]
+            found += [Case(shape, *pair, "contiguous", a_pass, count) for pair, count, a_pass in product(tiny, threads, CALLS)]
+            continue
+        for name, kind, layout, count, a_pass in product(windows or WINDOWS, kinds, layouts, threads, PASSES):
+            growing = name in GROWTH_WINDOWS and (kind not in GROWTH_KINDS or (windows is None and shape_name(shape) != GROWTH_SHAPE))
+            if exists(kind, name, shape) and not growing:
+                found.append(Case(shape, kind, name, layout, a_pass, count))
+    return found
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which case a row is of: ``Case.key``."""
+    return tuple(row[name] for name in ("shape", "kind", "window", "layout", "pass", "threads"))
 
 
 def row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
@@ -71,7 +117,6 @@ def row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
     Sets PyTorch's number of threads.  ``budget``: seconds for the timed rounds.
     """
     torch.set_num_threads(case.threads)
-    x = _inputs(case.shape).contiguous(memory_format=LAYOUTS[case.layout])
     found: dict[str, Any] = {
         "shape": shape_name(case.shape),
         "kind": case.kind,
@@ -82,52 +127,93 @@ def row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
         "correct": True,
         "error": None,
         **dict.fromkeys(NUMBERS),
-        "bytes": fewest_bytes(case),
     }
-    ours = pool_peers.layer(pool_peers.FASTPOOL, case)
     try:
-        start = perf_counter()
-        with torch.random.fork_rng([]):
-            torch.manual_seed(SEED)
-            result = _result(ours, case, x)
-        found["first_s"] = perf_counter() - start
-        _check(case, result)
-    except WrongResultError as error:
-        return found | {"correct": False, "error": f"fastpool: {error}"}
-    calls, slow, errors = _competitors(case, x, peers)
-    if case.a_pass == "training":
-        found["fastpool_saved_bytes"] = saved_bytes(ours, x)
-        if "torch_ms" in calls or "torch_ms" in slow:
-            found["torch_saved_bytes"] = saved_bytes(pool_peers.layer(pool_peers.TORCH, case), x)
-    calls = {"fastpool_ms": _call(ours, case, x), **calls, "copy_ms": _copy(found["bytes"])}
-    # Where a peer is slow, so are the rounds, and few are enough.
-    found |= slow | measure.medians(calls, budget)
-    found |= {f"{peer}_ratio": found[f"{peer}_ms"] / found["fastpool_ms"] for peer in PEERS if found[f"{peer}_ms"]}
-    return found | {
-        "correct": not errors,
-        "error": "; ".join(errors) or None,
-        "roofline": found["copy_ms"] / found["fastpool_ms"],
-        "gb_s": found["bytes"] / found["fastpool_ms"] / 1e6,
-        "copy_gb_s": found["bytes"] / found["copy_ms"] / 1e6,
-    }
+        found |= _tiny_row(case, peers, budget) if case.a_pass in CALLS else _row(case, peers, budget)
+    except Exception as error:  # one case must not end a run of thousands
+        return found | {"correct": False, "error": f"fastpool: {_said(error)}"}
+    ours = found["fastpool_ms"]
+    found |= {f"{peer}_ratio": found[f"{peer}_ms"] / ours for peer in PEERS if found[f"{peer}_ms"]}
+    if found["copy_ms"]:
+        moved = found["bytes"] / 1e6
+        found |= {"roofline": found["copy_ms"] / ours, "gb_s": moved / ours, "copy_gb_s": moved / found["copy_ms"]}
+    return {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _row(whole: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
+    part = _part(whole)
+    case = part if whole.kind == "stochastic" else whole  # a draw reads every element of its window, whoever draws
+    x = _laid_out(case.shape, case.layout)
+    ours = pool_peers.layer(pool_peers.FASTPOOL, case)
+    start = perf_counter()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(SEED)
+        result, saved = saved_bytes(lambda: _result(ours, case, x), x)
+    first = perf_counter() - start
+    _check(case, result)
+    del result  # its memory is the peers' to use
+    call = _call(ours, case, x)
+    start = perf_counter()
+    call()
+    calls, found = _competitors(part, peers, max(PATIENCE, MUCH_SLOWER * (perf_counter() - start)))
+    found |= {"first_s": first, "fastpool_saved_bytes": saved}
+    found |= _timed({"fastpool_ms": call, **calls, "copy_ms": _copy(fewest_bytes(case))}, budget)
+    found |= {"bytes": fewest_bytes(whole), "part": _outputs(case) / _outputs(whole), "peers_part": _outputs(part) / _outputs(whole)}
+    for name in TIMES:
+        if name in found:
+            found[name] /= found["part" if name in ("fastpool_ms", "copy_ms") else "peers_part"]
+    if case.a_pass == "forward":
+        found |= dict.fromkeys(("fastpool_saved_bytes", "torch_saved_bytes"))
+    return found
+
+
+def _part(case: Case) -> Case:
+    """The case itself, or that of fewer of its map's rows."""
+    n, channels, height, width = case.shape
+    if not isinstance(WINDOWS[case.window], Sliding) or case.taps * _outputs(case) < READ:
+        return case
+    return case._replace(shape=(n, channels, height // PART, width))
+
+
+def _outputs(case: Case) -> int:
+    return math.prod(case.output_shape)
+
+
+def _tiny_row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
+    """What a call costs where there is next to nothing to pool: the public functions beside PyTorch's, as they are called."""
+    x = _laid_out(case.shape, case.layout).detach().requires_grad_(case.a_pass == "call_grad")
+    makers = pool_peers.TINY_CALLS[case.kind, case.window]
+    calls = {f"{name}_ms": makers[name](x) for name in ("fastpool", *peers) if name in makers}
+    start = perf_counter()
+    result = calls["fastpool_ms"]()
+    first = perf_counter() - start
+    _check(case, Result(result.detach(), torch.empty(0)))
+    for call in calls.values():
+        call()
+    return {"first_s": first, **_timed(calls, budget)}
+
+
+def _timed(calls: dict[str, Callable[[], object]], budget: float) -> dict[str, float]:
+    timed = measure.medians(calls, budget)
+    faults = {f"{name}_faults": timed[f"{name}_ms"].faults for name in ("fastpool", "torch") if f"{name}_ms" in timed}
+    return {name: of.ms for name, of in timed.items()} | faults
 
 
 def fewest_bytes(case: Case) -> int:
     """Forward: input and output once.  Training: those and what is saved; then the output's gradient, what was saved, the input's
     gradient, and where the kind's gradient reads them input and output again."""
-    w, kind = WINDOWS[case.window], ARITHMETIC[KINDS[case.kind]]
-    x, y = 4 * math.prod(case.shape), 4 * math.prod(_output_shape(case))
+    kind = ARITHMETIC[KINDS[case.kind]]
+    x, y = 4 * math.prod(case.shape), 4 * math.prod(case.output_shape)
     if case.a_pass == "forward":
         return x + y
-    saved_dtype = kind.saved_dtype(w.taps if w else math.prod(case.shape[2:]), "float32")
+    saved_dtype = kind.saved_dtype(case.taps, "float32")
     saved = getattr(torch, saved_dtype).itemsize * y // 4 if saved_dtype else 0
     again = 0 if kind.selects or kind.linear else x + y
     return (x + y + saved) + (y + saved + x + again)
 
 
-def saved_bytes(layer: Layer, x: torch.Tensor) -> float:
-    """Bytes an output that autograd keeps for backward: distinct storages, without the input's own."""
-    leaf = x.detach().requires_grad_()
+def saved_bytes(call: Callable[[], Result], x: torch.Tensor) -> tuple[Result, float]:
+    """What the call returns, and the bytes an output that autograd kept for backward meanwhile: distinct storages, without the input's."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -135,19 +221,25 @@ def saved_bytes(layer: Layer, x: torch.Tensor) -> float:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    # Kept until backward has begun, and nothing is kept after that: no two storages at one address.
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = layer(leaf)  # alive until counted, and so is what it keeps: no two storages at one address
+        result = call()
     kept.pop(x.untyped_storage().data_ptr(), None)
-    return sum(kept.values()) / y.numel()
+    return result, sum(kept.values()) / result.value.numel()
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _inputs(shape: Sizes) -> torch.Tensor:
     """(N, C, H, W), contiguous: seeded normal values."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2 * len(LAYOUTS))
+def _laid_out(shape: Sizes, layout: str) -> torch.Tensor:
+    return _inputs(shape).contiguous(memory_format=LAYOUTS[layout])
+
+
+@functools.lru_cache(maxsize=2 * len(LAYOUTS))
 def _upstream(shape: torch.Size, layout: str) -> torch.Tensor:
     return upstream(shape).contiguous(memory_format=LAYOUTS[layout])
 
@@ -170,39 +262,54 @@ def _forward(layer: Layer, x: torch.Tensor) -> Any:
     return layer(x)
 
 
+@functools.lru_cache(maxsize=len(PASSES))
 def _copy(moved: int) -> Callable[[], object]:
-    """A copy that moves as many bytes as the case: read one half, write the other; cached where the case is."""
-    source = torch.zeros(max(1, moved // 8))
-    target = torch.zeros_like(source)
+    """A copy that moves as many bytes as the case: read one half, write the other; cached where the case is.
+
+    Both are written first: untouched pages would cost faults, and those that are only read are all one page of zeros.
+    """
+    source = torch.ones(max(1, moved // 8))
+    target = torch.ones_like(source)
     return lambda: target.copy_(source)
 
 
-def _competitors(case: Case, x: torch.Tensor, peers: Sequence[str]) -> tuple[dict[str, Callable[[], object]], dict[str, float], list[str]]:
-    """Peers' calls, the ms of those that took too long to be called again, and what is wrong with others' results."""
+def _competitors(case: Case, peers: Sequence[str], patience: float) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+    """Peers' calls; and of the row the ms of those that took over ``patience`` seconds, the bytes PyTorch saves, and what is wrong."""
+    x = _laid_out(case.shape, case.layout)
     calls: dict[str, Callable[[], object]] = {}
-    slow: dict[str, float] = {}
+    found: dict[str, Any] = {}
     errors = []
     for peer in peers:
-        layer = PEERS[peer](case, x)
-        if layer is None:
-            continue
-        call = _call(layer, case, x)
-        if peer == "compile":
-            call()  # compiles
-        start = perf_counter()
-        result = call()
-        seconds = perf_counter() - start
-        if peer != "torch":  # PyTorch says what is right
-            try:
-                _check(case, Result(as_tensor(result), torch.empty(0)))
-            except WrongResultError as error:
-                errors.append(f"{peer}: {error}")
+        try:
+            layer = PEERS[peer](case, x)
+            if layer is None:
                 continue
-        if seconds > PATIENCE:
-            slow[f"{peer}_ms"] = seconds * 1e3
+            call = _call(layer, case, x)
+            if peer == "compile":
+                call()  # compiles
+            start = perf_counter()
+            result, saved = saved_bytes(lambda layer=layer: _result(layer, case, x), x)
+            seconds = perf_counter() - start
+            if peer == "torch":  # PyTorch says what is right
+                found["torch_saved_bytes"] = saved
+            else:
+                _check(case, result)
+        except Exception as error:  # each library has its own
+            errors.append(f"{peer}: {_said(error)}")
+            continue
+        del result
+        if seconds > patience:
+            found[f"{peer}_ms"] = seconds * 1e3
         else:
             calls[f"{peer}_ms"] = call
-    return calls, slow, errors
+    return calls, found | {"correct": not errors, "error": "; ".join(errors) or None}
+
+
+def _said(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, WrongResultError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class _Truth(NamedTuple):
@@ -226,10 +333,10 @@ def _planes(tensor: torch.Tensor, shape: Sizes) -> torch.Tensor:
 def _result(layer: Layer, case: Case, x: torch.Tensor) -> Result:
     """Without a gradient in the forward pass: an empty tensor stands for it."""
     result = _call(layer, case, x)()
-    return Result(result, torch.empty(0)) if case.a_pass == "forward" else Result(result[0].detach(), result[1])
+    return Result(as_tensor(result), torch.empty(0)) if case.a_pass == "forward" else Result(result[0].detach(), result[1])
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _truth(shape: Sizes, kind: str, name: str) -> _Truth:
     """By PyTorch, in float32 and, of sums, float64; of stochastic pooling a draw of fastpool's, once it is found to be one."""
     case = Case(shape, kind, name, "contiguous", "training", 1)
@@ -242,14 +349,25 @@ def _truth(shape: Sizes, kind: str, name: str) -> _Truth:
         _drawn(case, compared)
         return _Truth(*compared, None)
     w = WINDOWS[name]
-    gy = _planes(_upstream(torch.Size(_output_shape(case)), case.layout), shape)
+    gy = _planes(_upstream(torch.Size(case.output_shape), case.layout), shape)
 
     def pooled(dtype: torch.dtype) -> Result:
         leaf = _planes(_inputs(shape), shape).to(dtype).requires_grad_()
         y = pool_peers.TORCH[kind](leaf, w)
         return Result(y.detach(), torch.autograd.grad(y, leaf, gy.to(dtype))[0])
 
-    return _Truth(*pooled(torch.float32), None if ARITHMETIC[KINDS[kind]].selects else pooled(torch.float64))
+    with _every_core():
+        return _Truth(*pooled(torch.float32), None if ARITHMETIC[KINDS[kind]].selects else pooled(torch.float64))
+
+
+@contextmanager
+def _every_core() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(case: Case, result: Result) -> None:
@@ -257,7 +375,7 @@ def _check(case: Case, result: Result) -> None:
     _check_shapes(case, result)
     truth = _truth(case.shape, case.kind, case.window)
     for name, actual in zip(Result._fields, result, strict=True):
-        if name == "gradient" and case.a_pass == "forward":
+        if name == "gradient" and case.a_pass != "training":
             continue
         theirs = getattr(truth, name)
         actual = _planes(actual, case.shape)
@@ -273,21 +391,16 @@ def _check(case: Case, result: Result) -> None:
 
 
 def _check_shapes(case: Case, result: Result) -> None:
-    for name, actual, expected in zip(Result._fields, result, (_output_shape(case), case.shape), strict=True):
-        if tuple(actual.shape) != expected and not (name == "gradient" and case.a_pass == "forward"):
+    for name, actual, expected in zip(Result._fields, result, (case.output_shape, case.shape), strict=True):
+        if tuple(actual.shape) != expected and not (name == "gradient" and case.a_pass != "training"):
             raise WrongResultError(f"{name} of shape {tuple(actual.shape)}, not {expected}")
-
-
-def _output_shape(case: Case) -> Sizes:
-    w = WINDOWS[case.window]
-    return (*case.shape[:2], *(w.output_size(*case.shape[2:]) if w else (1, 1)))
 
 
 def _drawn(case: Case, pooled: Result) -> None:
     """Raise WrongResultError unless these planes can be stochastic pooling: of each window a positive element, or 0 where there is none;
     the gradients of the outputs that are not 0 arrive somewhere in their plane."""
     w = WINDOWS[case.window]
-    assert w is not None
+    assert isinstance(w, Sliding)
     (above, left), (step_h, step_w), (out_h, out_w) = w.padding, w.stride, w.output_size(*case.shape[2:])
     y = pooled.value
     weights = F.pad(_planes(_inputs(case.shape), case.shape).relu(), (left, left, above, above))
@@ -300,7 +413,7 @@ def _drawn(case: Case, pooled: Result) -> None:
         raise WrongResultError("an output is no element of its window")
     if not torch.equal(y > 0, largest > 0):
         raise WrongResultError("an output is 0 although its window has positive elements")
-    gy = _planes(_upstream(torch.Size(_output_shape(case)), case.layout), case.shape).where(y > 0, 0).double()
+    gy = _planes(_upstream(torch.Size(case.output_shape), case.layout), case.shape).where(y > 0, 0).double()
     apart = (gy.sum((2, 3)) - pooled.gradient.double().sum((2, 3))).abs()
     if not (apart <= ROUNDING * gy.abs().sum((2, 3))).all():
         raise WrongResultError(f"a plane's gradients sum to {apart.max():.2g} more or less than they were given")

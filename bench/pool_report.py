@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .pool_peers import PASSES, PEERS, TITLES
+from .pool_peers import CALLS, PASSES, PEERS, TITLES
 
 Row = Mapping[str, Any]
 
@@ -21,6 +21,9 @@ NAMED = 8
 
 WORST = 5
 """Cases whose distance from the roofline a sentence names."""
+
+FAULTY = 0.1
+"""Page faults a 4 KB page of a call's bytes: above, its time is the system's as much as anybody's."""
 
 DISTURBED = 1.5
 """A roofline above this is no achievement: the copy lost a scheduler's slice to other work, as its neighbours may have."""
@@ -59,25 +62,40 @@ def table(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
         for a_pass in PASSES:
             cells += _cells(passes.get(a_pass), [peer for peer in peers if a_pass == "forward" or peer == "torch"])
         saved = passes.get("training", {})
-        made.add_row(*cells, *(_number(saved.get(f"{name}_saved_bytes")) for name in ("fastpool", "torch")))
+        made.add_row(*cells, *(number(saved.get(f"{name}_saved_bytes")) for name in ("fastpool", "torch")))
         previous = window
+    return made
+
+
+def calls(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
+    """Of the tiny map: what a call costs, without and with a gradient asked for; a line a pooling."""
+    made = Table(title=f"{title}, one call", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    for header in ("kind", "window", "thr", "us", "torch x", "us, grad", "torch x"):
+        made.add_column(header, justify="left" if header in ("kind", "window") else "right", no_wrap=True)
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["kind"], row["window"], row["threads"]), {})[row["pass"]] = row
+    for (kind, window, threads), passes in lines.items():
+        found = [passes.get(a_pass, {}) for a_pass in CALLS]
+        cells = [(row.get("fastpool_ms"), row.get("torch_ratio")) for row in found]
+        made.add_row(kind, window, str(threads), *(text for ms, x in cells for text in (number(ms and ms * 1e3), number(x))))
     return made
 
 
 def _cells(row: Row | None, peers: Sequence[str]) -> list[str]:
     if row is None:
         return ["-"] * (3 + len(peers))
-    ratios = [_number(row[f"{peer}_ratio"], "red" if (row[f"{peer}_ratio"] or 1) < SLOWER else "") for peer in peers]
+    ratios = [number(row[f"{peer}_ratio"], "red" if (row[f"{peer}_ratio"] or 1) < SLOWER else "") for peer in peers]
     if row["fastpool_ms"] is None:
         return ["[bold red]WRONG", "-", "-", *ratios]
-    return [_milliseconds(row["fastpool_ms"]), f"{row['roofline']:.0%}", _number(row["gb_s"]), *ratios]
+    return [_milliseconds(row["fastpool_ms"]), f"{row['roofline']:.0%}", number(row["gb_s"]), *ratios]
 
 
 def _milliseconds(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 0.1 else f"{ms:.3f}"
 
 
-def _number(value: float | None, style: str = "") -> str:
+def number(value: float | None, style: str = "") -> str:
     """Two or three digits; a value that there is not is a dash."""
     if value is None:
         return "-"
@@ -88,16 +106,20 @@ def _number(value: float | None, style: str = "") -> str:
 def reading(rows: Sequence[Row]) -> str:
     """What the tables say, in sentences made from their numbers, one a line."""
     said = []
-    wrong = [f"{_named(row)}: {row['error']}" for row in rows if not row["correct"]]
+    wrong = [f"{named(row)}: {row['error']}" for row in rows if not row["correct"]]
     if wrong:
-        said.append(f"Wrong, and not timed: {_listed(wrong)}.")
-    disturbed = [row for row in rows if (row["roofline"] or 0) > DISTURBED]
+        said.append(f"Wrong, and not timed: {listed(wrong)}.")
+    faulty = [row for row in rows if _faults(row) > FAULTY]
+    if faulty:
+        worst = max(faulty, key=_faults)
+        said.append(f"In {len(faulty)} of {len(rows)} rows calls faulted pages in, most {named(worst)}.")
+    disturbed = [row for row in rows if is_disturbed(row)]
     if disturbed:
         said.append(
             f"In {len(disturbed)} of {len(rows)} rows the copy took over {DISTURBED} times as long as fastpool: other work disturbed them,"
             " and what follows leaves them out."
         )
-        rows = [row for row in rows if row not in disturbed]
+        rows = [row for row in rows if not is_disturbed(row)]
     for peer in peers_of(rows):
         for a_pass in PASSES:
             compared = [row for row in rows if row["pass"] == a_pass and row[f"{peer}_ratio"]]
@@ -107,26 +129,37 @@ def reading(rows: Sequence[Row]) -> str:
         timed = sorted((row for row in rows if row["pass"] == a_pass and row["roofline"]), key=lambda row: row["roofline"])
         if timed:
             middle = statistics.median(row["roofline"] for row in timed)
-            worst = [f"{_named(row)} ({row['roofline']:.0%})" for row in timed[:WORST]]
-            said.append(f"Roofline, {a_pass}: {middle:.0%} in the median; furthest from it {_listed(worst)}.")
+            worst = [f"{named(row)} ({row['roofline']:.0%})" for row in timed[:WORST]]
+            said.append(f"Roofline, {a_pass}: {middle:.0%} in the median; furthest from it {listed(worst)}.")
     return "\n".join(said)
+
+
+def is_disturbed(row: Row) -> bool:
+    return (row["roofline"] or 0) > DISTURBED
+
+
+def _faults(row: Row) -> float:
+    """A 4 KB page of the fewest bytes, by whoever of fastpool and PyTorch faults more."""
+    most = max(row["fastpool_faults"] or 0, row["torch_faults"] or 0)
+    return most / max(1.0, row["bytes"] / 4096) if row["bytes"] else 0.0
 
 
 def _beside(peer: str, a_pass: str, rows: Sequence[Row]) -> str:
     name = f"{peer}_ratio"
     ratios = [row[name] for row in rows]
-    spread = f"geometric mean of {len(ratios)}; {_number(min(ratios))}x to {_number(max(ratios))}x"
-    text = f"fastpool is {_number(statistics.geometric_mean(ratios))}x as fast as {TITLES[peer]}, {a_pass} ({spread})"
-    ahead = [f"{_named(row)} ({row[name]:.2f}x)" for row in sorted(rows, key=lambda row: row[name]) if row[name] < SLOWER]
-    return f"{text}; {TITLES[peer]} is ahead in {len(ahead)}: {_listed(ahead)}." if ahead else f"{text}; it is nowhere ahead."
+    spread = f"geometric mean of {len(ratios)}; {number(min(ratios))}x to {number(max(ratios))}x"
+    text = f"fastpool is {number(statistics.geometric_mean(ratios))}x as fast as {TITLES[peer]}, {a_pass} ({spread})"
+    ahead = [f"{named(row)} ({row[name]:.2f}x)" for row in sorted(rows, key=lambda row: row[name]) if row[name] < SLOWER]
+    return f"{text}; {TITLES[peer]} is ahead in {len(ahead)}: {listed(ahead)}." if ahead else f"{text}; it is nowhere ahead."
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     more = len(names) - NAMED
     return "; ".join([*names[:NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _named(row: Row) -> str:
+def named(row: Row) -> str:
+    """'max 2x2 s2 on 8x64x112x112 contiguous, 1 thr'"""
     kind = row["kind"].replace("_", " ")
     window = "" if row["window"] == "global" else f" {row['window']}"
     return f"{kind}{window} on {row['shape']} {row['layout']}, {row['threads']} thr"

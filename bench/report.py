@@ -177,9 +177,9 @@ def _speedups(found: Iterable[Line], a_pass: str) -> str:
     return f"{_factor(statistics.geometric_mean(speedups))} ({_factor(min(speedups))} to {_factor(max(speedups))})"
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
-    """A JSON array, one row a line.  A file already there is replaced at once or not at all."""
-    text = "[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in rows) + "\n]\n"
+def write(rows: Iterable[Row], path: Path) -> None:
+    """JSON lines: one object a row.  A file already there is replaced at once or not at all."""
+    text = "".join(map(_line_of, rows))
     path = path.resolve()
     if path.exists() and not path.is_file():  # a pipe or /dev/stdout can only be written to
         path.write_text(text)
@@ -187,3 +187,18 @@ def write(rows: Sequence[Row], path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def append(row: Row, path: Path) -> None:
+    """Keep one more row, whatever happens to the next."""
+    with path.open("a") as file:
+        file.write(_line_of(row))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows that ``write`` and ``append`` kept.  A last line without its end was cut off in writing, and is no row."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _line_of(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

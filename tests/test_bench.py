@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import platform
 import subprocess
 import sys
 
@@ -35,7 +35,7 @@ def test_every_pair_is_measured(tiny, tmp_path):
     path = tmp_path / "rows.json"
     ended = run("--json", path, "--batch", 2)
     assert ended.exit_code == 0, ended.output
-    rows = json.loads(path.read_text())
+    rows = report.read(path)
     assert {(row["pooling"], row["activation"]) for row in rows} == {(p, a) for p in POOLINGS for a in ACTIVATIONS}
     assert len(rows) == 49
     for row in rows:
@@ -61,7 +61,7 @@ def test_as_a_user_types_it(tmp_path):
     ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, encoding="utf-8", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
-    exact, other = json.loads(path.read_text())
+    exact, other = report.read(path)
     assert (exact["value_gap"], exact["gradient_gap"]) == (0, 0)
     assert exact["threads"] == 1
     assert min(other["value_gap"], other["gradient_gap"]) > 0
@@ -86,7 +86,7 @@ def test_control_c_keeps_finished_rows(tiny, tmp_path, monkeypatch):
     path.write_text("an older file")
     ended = run("--json", path, "--pooling", "max")
     assert ended.exit_code == 130, ended.output
-    assert [row["activation"] for row in json.loads(path.read_text())] == ["relu", "leaky_relu"]
+    assert [row["activation"] for row in report.read(path)] == ["relu", "leaky_relu"]
     assert "Interrupted: 2 of 7 rows" in ended.stdout
     assert "leaky_relu" in ended.stdout
 
@@ -99,7 +99,7 @@ def test_control_c_before_the_first_row(tiny, tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     ended = run("--json", path)
     assert ended.exit_code == 130, ended.output
-    assert json.loads(path.read_text()) == []
+    assert report.read(path) == []
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -120,7 +120,7 @@ def test_a_wrong_result_is_not_timed(tiny, tmp_path, monkeypatch, pooling, garba
     path = tmp_path / "rows.json"
     ended = run("--json", path, "--pooling", pooling, "--activation", "relu")
     assert ended.exit_code == 1, ended.output
-    (row,) = json.loads(path.read_text())
+    (row,) = report.read(path)
     assert not row["correct"]
     assert row["error"].startswith("act_pool: ")
     assert all(row[name] is None for name in (*commute.TIMES, "value_gap", "gradient_gap"))
@@ -167,14 +167,62 @@ def test_verdict(gaps, word):
     assert report.verdict(row) == word
 
 
+def turns(order):
+    return [name for name, following in zip(order, [*order[1:], ""], strict=True) if name != following]
+
+
 def test_medians_take_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     times = measure.medians(calls, budget=0, least=2)
     assert list(times) == ["a", "b"]
-    assert all(ms > 0 for ms in times.values())
-    turns = [name for name, following in zip(order, [*order[1:], ""], strict=True) if name != following]
-    assert turns == ["a", "b"] * 4
+    assert all(timed.ms > 0 and timed.faults >= 0 for timed in times.values())
+    assert turns(order) == ["a", "b"] * 3  # the first round says how many calls make a sample
+
+
+def test_a_first_round_of_single_calls_counts(monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE", 0)
+    order = []
+    measure.medians({name: lambda name=name: order.append(name) for name in "ab"}, budget=0, least=2)
+    assert order == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "steady"),
+    [
+        ([1.0] * 5, True),
+        ([1.0, 1.0, 1.001, 1.001, 9.0], True),
+        ([1.0, 1.1, 1.2, 1.3, 1.4], False),
+        ([1.0, 1.1] * 50, True),
+        ([1.0, 1.0], False),
+    ],
+)
+def test_a_median_is_steady_where_more_samples_would_not_move_it(samples, steady):
+    assert measure._steady(samples) == steady
+
+
+def test_rows_are_kept_one_by_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    report.write([{"a": 1}], path)
+    report.append({"a": None}, path)
+    assert report.read(path) == [{"a": 1}, {"a": None}]
+    path.write_text(path.read_text() + '{"a": 2')  # killed in writing
+    assert report.read(path) == [{"a": 1}, {"a": None}]
+
+
+def test_freed_memory_is_kept():
+    """Not in this process: it could not be undone."""
+    code = (
+        "import torch; from fastpool.bench.machine import keep_pages, page_faults\n"
+        "kept = keep_pages(); x = torch.ones(2**24); faults = []\n"
+        "for _ in range(6): before = page_faults(); y = x + 1; del y; faults.append(page_faults() - before)\n"
+        "print(kept, faults[-1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    kept, faults = ended.stdout.split()
+    assert (kept == "True") == (platform.libc_ver()[0] == "glibc")
+    if kept == "True":
+        assert int(faults) < 2**26 / 4096 / 100
 
 
 def test_what_cannot_be_written_is_refused_at_once(tmp_path):
