@@ -14,6 +14,7 @@ double backward     a ``torch.Tensor``                           ``fastpool/auto
 ``retarget`` copies a function and rebinds its words to one target's, so the arithmetic itself is written once.
 """
 
+from fractions import Fraction
 from types import FunctionType
 
 import numpy as np
@@ -49,6 +50,16 @@ def sqrt(x):
     return np.sqrt(x)
 
 
+def exp(x):
+    """e^x."""
+    return np.exp(x)
+
+
+def log(x):
+    """The natural logarithm of x >= 0."""
+    return np.log(x)
+
+
 def power(x, p):
     """x ** p for x >= 0."""
     return np.power(x, p)
@@ -67,7 +78,41 @@ def unit(bits, x):
     return x.dtype.type((int(bits) >> 8) * 2.0**-24)
 
 
-WORDS = (where, like, lowest, highest, absolute, sqrt, power, multiply_wide, unit)
+def fused(a, b, c):
+    """a * b + c, rounded once."""
+    if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(c)):
+        return c if np.isfinite(a * 0 + b * 0) else a * b + c
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    # 0 has a sign, which the fraction lacks; the dtype's own product and sum are exact there, and overflow where it does.
+    return c.dtype.type(float(exact)) if 0 < abs(exact) < 2**1024 - 2**970 else a * b + c
+
+
+def by_width(x, single, double):
+    """One of two constants as a number of x's dtype: ``single`` where that is of 32 bits, ``double`` where of 64."""
+    return x.dtype.type(double if x.dtype.itemsize == 8 else single)
+
+
+def polynomial(x, single, double):
+    """c0 + c1 * x + c2 * x^2 + ... by Horner's rule, each step fused; the coefficients are one of two tuples, by x's dtype."""
+    *rest, value = (x.dtype.type(c) for c in (double if x.dtype.itemsize == 8 else single))
+    for c in reversed(rest):
+        value = fused(value, x, c)
+    return value
+
+
+def bits_of(x):
+    """The bit pattern of a float32 or float64 as an unsigned integer of its width."""
+    return x.view(f"u{x.dtype.itemsize}")
+
+
+def from_bits(bits, x):
+    """The number of x's dtype that has this bit pattern."""
+    return bits.view(x.dtype)
+
+
+WORDS = (where, like, lowest, highest, absolute, sqrt, exp, log, power, multiply_wide, unit)
+BUILDING = (fused, by_width, polynomial, bits_of, from_bits)
+"""The further words of kernels/elementary.py; a target with an exp, log and power of its own, as CUDA's, needs none of them."""
 
 
 def retarget(function, words, compiled=lambda f: f):
@@ -75,7 +120,7 @@ def retarget(function, words, compiled=lambda f: f):
 
     Functions of an arithmetic file that it calls are copied likewise.  A word the target lacks is a KeyError, not a silent fall-back.
     """
-    if function in WORDS:
+    if function in WORDS or function in BUILDING:
         return words[function.__name__]
     scope = dict(function.__globals__)
     for name in function.__code__.co_names:

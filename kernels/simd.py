@@ -788,12 +788,12 @@ def _llvm_function(name, operands):
 
     if operands == 1:
         return intrinsic(lambda tyctx, x: (x(x), codegen))
-    return intrinsic(lambda tyctx, x, y: (x(x, y), codegen))
+    return intrinsic(lambda tyctx, x, y, z: (x(x, y, z), codegen))
 
 
 sqrt = _llvm_function("sqrt", 1)
 absolute = _llvm_function("fabs", 1)
-power = _llvm_function("pow", 2)
+fused = _llvm_function("fma", 3)  # an instruction of AVX2 and NEON; an older CPU calls libm's, lane by lane
 
 
 @intrinsic
@@ -808,6 +808,45 @@ def multiply_wide(tyctx, x, y):
         return ctx.make_tuple(b, result, [b.trunc(high, _vec_ir(x)), b.trunc(product, _vec_ir(x))])
 
     return result(x, y), codegen
+
+
+@intrinsic
+def by_width(tyctx, x, single, double):
+    """One of two scalars in every lane of a Vec like x: ``single`` where its numbers are of 32 bits, ``double`` where of 64."""
+    wide = x.dtype.bitwidth == 64
+
+    def codegen(ctx, b, sig, args):
+        return _broadcast(b, ctx.cast(b, args[1 + wide], sig.args[1 + wide], x.dtype), x.lanes)
+
+    return x(x, single, double), codegen
+
+
+@intrinsic
+def polynomial(tyctx, x, single, double):
+    """The polynomial in x by Horner's rule, each step fused; the coefficients, constant term first, are one of two tuples of scalars."""
+
+    def codegen(ctx, b, sig, args):
+        wide = x.dtype.bitwidth == 64
+        kinds, values = sig.args[1 + wide].types, args[1 + wide]
+        *rest, value = (_broadcast(b, ctx.cast(b, b.extract_value(values, i), kind, x.dtype), x.lanes) for i, kind in enumerate(kinds))
+        for c in reversed(rest):
+            value = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(x)}", _vec_ir(x), [value, args[0], c])
+        return value
+
+    return x(x, single, double), codegen
+
+
+@intrinsic
+def bits_of(tyctx, x):
+    """The bit patterns of a Vec of floats, as unsigned integers of their width."""
+    bits = Vec(types.uint64 if x.dtype.bitwidth == 64 else types.uint32, x.lanes)
+    return bits(x), lambda ctx, b, sig, args: b.bitcast(args[0], _vec_ir(bits))
+
+
+@intrinsic
+def from_bits(tyctx, bits, x):
+    """The numbers of x's dtype that have these bit patterns."""
+    return x(bits, x), lambda ctx, b, sig, args: b.bitcast(args[0], _vec_ir(x))
 
 
 @intrinsic(prefer_literal=True)

@@ -21,13 +21,17 @@ import numpy as np
 import pytest
 from fastpool.kernels import number, simd
 from fastpool.kernels.compile import WORKER, specialised
-from fastpool.kernels.cpu.number import jitable
+from fastpool.kernels.cpu.number import WORDS, jitable
 from fastpool.kernels.launch import bits
 from fastpool.kernels.simd import (
     absolute,
     between,
+    bits_of,
+    by_width,
     convert,
     first_lane,
+    from_bits,
+    fused,
     gather_between,
     highest,
     lane_index,
@@ -41,7 +45,7 @@ from fastpool.kernels.simd import (
     numbers,
     phase,
     pointer,
-    power,
+    polynomial,
     prefetch,
     repeat,
     scatter_between,
@@ -218,27 +222,38 @@ def test_comparisons_masks_and_where(dtype, lanes):
 
 
 @specialised
-def powers(this, dtype, lanes):
+def building_words(this, dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
         x, y, out, n = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3]
         for at in range(0, n, L):
-            store(out, at, power(load(x, at, L), load(y, at, L)))
+            a, b = load(x, at, L), load(y, at, L)
+            store(out, at, fused(a, b, a))
+            store(out, n + at, fused(a, b, -(a * b)))
+            store(out, 2 * n + at, by_width(a, 0.1, 0.2))
+            store(out, 3 * n + at, polynomial(a, (0.5, 0.1), (3.0, 0.2, 0.1)))
+            bits = bits_of(a)
+            store(out, 4 * n + at, from_bits(bits + (bits >> by_width(bits, 23, 52)), b))
 
     return kernel
 
 
 @all_lanes
 @floats
-def test_power(dtype, lanes):
-    x, p = (v.ravel() for v in np.meshgrid([0, 1e-3, 0.5, 1, 1.7, 3, 50, np.inf], [0.5, 1, 2, 3, 1 / 3, -1, 0, 7.3]))
-    x, p = x.astype(numpy_dtype(dtype)), p.astype(numpy_dtype(dtype))
-    out = np.empty_like(x)
-    run(powers(THIS, dtype, lanes), x, p, out, x.size)
-    with np.errstate(divide="ignore"):
-        exact = np.power(x.astype(np.longdouble), p.astype(np.longdouble)).astype(x.dtype)
-    np.testing.assert_array_max_ulp(out, exact, maxulp=1)
+def test_words_that_build_functions(dtype, lanes):
+    x, y = pairs(dtype)
+    out = np.empty((5, x.size), x.dtype)
+    run(building_words(THIS, dtype, lanes), x, y, out, x.size)
+    with np.errstate(all="ignore"):
+        expected = [
+            [number.fused(a, b, a) for a, b in zip(x, y, strict=True)],
+            [number.fused(a, b, -(a * b)) for a, b in zip(x, y, strict=True)],
+            [number.by_width(a, 0.1, 0.2) for a in x],
+            [number.polynomial(a, (0.5, 0.1), (3.0, 0.2, 0.1)) for a in x],
+            [number.from_bits(number.bits_of(a) + (number.bits_of(a) >> number.by_width(number.bits_of(a), 23, 52)), a) for a in x],
+        ]
+    assert_same_bits(out, np.array(expected))
 
 
 @specialised
@@ -430,7 +445,7 @@ def test_unit_equals_the_scalar_word_and_never_reaches_one(lanes):
 
 
 def test_every_word_of_an_arithmetic_file_has_its_simd_form():
-    assert [word.__name__ for word in number.WORDS if not hasattr(simd, word.__name__)] == []
+    assert {word.__name__ for word in number.WORDS + number.BUILDING} == set(WORDS)
 
 
 # Memory: arrays lie inside larger ones, whose other elements must be neither seen nor changed

@@ -32,6 +32,14 @@ def sqrt(x):
     return math.sqrt(x)
 
 
+def exp(x):
+    return math.exp(x)
+
+
+def log(x):
+    return math.log(x)
+
+
 def power(x, p):
     return math.pow(x, p)
 

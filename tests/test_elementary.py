@@ -1,0 +1,235 @@
+"""exp, log and power of kernels/elementary.py: how far from the truth, at their edges, and in what instructions."""
+
+import functools
+import itertools
+import platform
+import re
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from fastpool.kernels import elementary
+from fastpool.kernels.compile import WORKER, specialised
+from fastpool.kernels.cpu.number import WORDS
+from fastpool.kernels.simd import load, native_lanes, pointer, store
+from numba import cfunc, float32, float64
+from test_simd import This, assert_same_bits, run
+
+THIS = This("test_elementary", __file__)
+FLOATS = {np.float32: float32, np.float64: float64}
+
+ULP = {"exp": 0.8, "log": 0.51, "power": 0.9}
+"""The largest error that kernels/elementary.py claims, in units of the last place of the nearest result."""
+
+dtypes = pytest.mark.parametrize("dtype", FLOATS)
+
+
+@specialised
+def unary(this, name, dtype, lanes):
+    L, word = lanes, WORDS[name]
+
+    def kernel(args, start, stop):
+        x, y, n = pointer(args, 0, dtype), pointer(args, 1, dtype), args[2]
+        for at in range(0, n, L):
+            store(y, at, word(load(x, at, L)))
+
+    return kernel
+
+
+@specialised
+def binary(this, name, dtype, lanes):
+    L, word = lanes, WORDS[name]
+
+    def kernel(args, start, stop):
+        x, p, y, n = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3]
+        for at in range(0, n, L):
+            store(y, at, word(load(x, at, L), load(p, at, L)))
+
+    return kernel
+
+
+def computed(name, *operands, lanes=None):
+    """word(*operands), arrays of one length, by a kernel."""
+    n, dtype = operands[0].size, FLOATS[operands[0].dtype.type]
+    lanes = lanes or native_lanes(dtype)
+    padded = [np.append(x, np.ones(-n % lanes, x.dtype)) for x in operands]
+    y = np.empty_like(padded[0])
+    run((unary if len(operands) == 1 else binary)(THIS, name, dtype, lanes), *padded, y, y.size)
+    return y[:n]
+
+
+def errors(y, truth):
+    """|y - truth| in units of the last place of truth rounded to y's dtype; 0 where y is that, inf where y is NaN or inf alone."""
+    with np.errstate(all="ignore"):
+        nearest = truth.astype(y.dtype)
+        difference = np.abs(y.astype(truth.dtype) - truth) / np.spacing(np.abs(nearest)).astype(truth.dtype)
+    same = (y == nearest) | (np.isnan(y) & np.isnan(nearest))
+    return np.where(same & ~np.isfinite(difference), 0, np.where(np.isnan(difference), np.inf, difference))
+
+
+def exact(name, *operands):
+    """The truth of float32 operands, in float64."""
+    with np.errstate(all="ignore"):
+        return {"exp": np.exp, "log": np.log, "power": np.power}[name](*(x.astype(np.float64) for x in operands))
+
+
+def edges(dtype):
+    """Both signs of every exponent with the fractions at either end and in the middle: zeros, subnormals, infinities and NaN too."""
+    bits, fraction, top = {np.float32: (32, 23, 0x7FFFFF), np.float64: (64, 52, 0xFFFFFFFFFFFFF)}[dtype]
+    fractions = np.array([0, 1, 2, top // 2, top // 2 + 1, top // 3, 0x3504F3 << (fraction - 23), top - 1, top], np.uint64)
+    heads = np.arange(2 ** (bits - fraction), dtype=np.uint64) << np.uint64(fraction)
+    return (heads[:, None] | fractions).ravel().astype(f"u{bits // 8}").view(dtype)
+
+
+def near_the_ends(name, dtype):
+    """Around 0, 1 and where the result over- or underflows."""
+    ends = {
+        "exp": np.log(np.array([np.finfo(dtype).max, np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal], dtype)),
+        "log": [1, 2, 0.5],
+    }
+    centres = np.append(np.array(ends[name], dtype), [0, 1])
+    return (
+        (centres[:, None] + np.linspace(-1, 1, 2001, dtype=dtype) * np.array([1, 1e-3, 1e-6], dtype)[:, None, None]).astype(dtype).ravel()
+    )
+
+
+@pytest.mark.parametrize("name", ["exp", "log"])
+def test_float32_over_its_whole_range(name):
+    strided = np.arange(0, 2**32, 431, np.uint32).view(np.float32)  # 10 million
+    x = np.concatenate([strided, edges(np.float32), near_the_ends(name, np.float32)])
+    found = errors(computed(name, x), exact(name, x))
+    worst = found.argmax()
+    assert found[worst] <= ULP[name], f"{name}({x[worst]!r}) is off by {found[worst]} ulp"
+
+
+def test_float32_power_over_results_of_every_size():
+    rng = np.random.default_rng(0)
+    wide = np.exp(rng.uniform(-103, 88.7, 3_000_000))
+    near = 1 + rng.uniform(-0.3, 0.5, 3_000_000)
+    x = np.concatenate([wide, near]).astype(np.float32)
+    x = x[x != 1]
+    p = (rng.uniform(-104, 89, x.size) / np.log(x.astype(np.float64))).astype(np.float32)
+    truth = exact("power", x, p)
+    found = errors(computed("power", x, p), truth)
+    worst = found.argmax()
+    assert found[worst] <= ULP["power"], f"{x[worst]!r} ** {p[worst]!r} is off by {found[worst]} ulp"
+    theirs = errors(torch.pow(torch.from_numpy(x), torch.from_numpy(p)).numpy(), truth)
+    assert found[worst] <= 2 * theirs.max()
+
+
+def precise_errors(name, y, *operands):
+    """``errors`` of finite float64 results against 120 bits."""
+    function = {"exp": mpmath.exp, "log": mpmath.log, "power": mpmath.power}[name]
+    with mpmath.workprec(120):
+        truth = [function(*map(mpmath.mpf, map(float, values))) for values in zip(*operands, strict=True)]
+        return [float(abs(mpmath.mpf(float(a)) - t) / mpmath.mpf(float(np.spacing(abs(float(t)))))) for a, t in zip(y, truth, strict=True)]
+
+
+def test_float64():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-745, 709.7, 4000), rng.normal(size=2000), rng.normal(size=2000) * 1e-3])
+    assert max(precise_errors("exp", computed("exp", x), x)) <= ULP["exp"]
+    x = np.concatenate([np.exp(rng.uniform(-744, 709, 4000)), rng.uniform(0.5, 2, 2000), 1 + rng.normal(size=2000) * 1e-5])
+    assert max(precise_errors("log", computed("log", x), x)) <= ULP["log"]
+    x = np.concatenate([x, rng.uniform(0.3, 3, 4000)])
+    p = rng.uniform(-745, 709.7, x.size) / np.log(x)
+    p[::5] = rng.choice([0.5, -1, 2, 3, 1 / 3], p[::5].size)
+    y = computed("power", x, p)
+    inside = np.isfinite(y) & (y > 0)
+    assert inside.mean() > 0.9
+    assert max(precise_errors("power", y[inside], x[inside], p[inside])) <= ULP["power"]
+
+
+@dtypes
+def test_zeros_infinities_nan_and_results_out_of_range(dtype):
+    """As C's exp, log and pow; powers of x < 0 are NaN."""
+    inf, nan, limits = np.inf, np.nan, np.finfo(dtype)
+    tiny, big, next_to_one = limits.smallest_subnormal, limits.max, np.nextafter(dtype(1), dtype(2))
+    with np.errstate(all="ignore"):
+        for name, x in (
+            ("exp", [0.0, -0.0, inf, -inf, nan, big, -big, 1e4, -1e4, tiny, -tiny, 1]),
+            ("log", [0.0, -0.0, inf, -inf, nan, -1, -tiny, -big, tiny, big, 1]),
+        ):
+            x = np.array(x, dtype)
+            assert_same_bits(computed(name, x), getattr(np, name)(x.astype(np.longdouble)).astype(dtype))
+        bases = [0.0, tiny, 0.5, next_to_one, 1, 2, big, inf, nan]
+        exponents = [0.0, -0.0, 1, -1, 0.5, -0.5, 1e-30, 3, -3, 1e4, -1e4, 1e30, -1e30, inf, -inf, nan]
+        x, p = (np.array(v, dtype).ravel() for v in np.meshgrid(bases, exponents))
+        y = computed("power", x, p)
+        np.testing.assert_array_max_ulp(y, np.power(x.astype(np.longdouble), p.astype(np.longdouble)).astype(dtype), 1)
+        below = (x > 0) & (p != 0)
+        assert np.isnan(computed("power", -x, p)[below]).all()
+
+
+@dtypes
+def test_the_same_on_numpy_scalars_and_any_number_of_lanes(dtype):
+    rng = np.random.default_rng(0)
+    x, p = np.exp(rng.normal(size=60) * 5).astype(dtype), rng.normal(size=60).astype(dtype)
+    for name, operands in (("exp", (p * 20,)), ("log", (x,)), ("power", (x, p))):
+        word = getattr(elementary, name)
+        expected = np.array([word(*values) for values in zip(*operands, strict=True)])
+        assert expected.dtype == dtype
+        for lanes in (4, 8, 16):
+            assert_same_bits(computed(name, *operands, lanes=lanes), expected)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instructions' names are x86's")
+@pytest.mark.parametrize("name", ["exp", "log", "power"])
+@dtypes
+def test_packed_code_without_a_call(name, dtype):
+    number, letter, other = FLOATS[dtype], *("sd" if dtype is np.float32 else "ds")
+    factory = (binary if name == "power" else unary).__wrapped__
+    code = cfunc(WORKER, error_model="numpy")(factory(THIS, name, number, native_lanes(number)))._library.get_asm_str()
+    body = code[: code.index("Lfunc_end0")]  # what follows is Numba's wrapper, which calls it
+    assert re.search(rf"\bvfmadd\w*p{letter}\s", body)
+    assert re.findall(r"\b(?:call\w*|v?(?:add|sub|mul|div)s[sd]|vf\w+s[sd]|v?p(?:ins|ext)r\w*|v\w*gather\w*)\b", body) == []
+    assert re.findall(rf"\bv?(?:(?:f?n?m?(?:add|sub)|mul|div)\w*p{other}|cvt\w+)\b", body) == []
+
+
+def remez(f, weight, low, high, degree):
+    """The polynomial with the least largest |weight * (p - f)| on [low, high], and that error: Remez's exchange of n + 2 extremes."""
+    points = [(low + high) / 2 - (high - low) / 2 * mpmath.cos(mpmath.pi * (2 * i + 1) / (2 * degree + 4)) for i in range(degree + 2)]
+    grid = [(low + high) / 2 - (high - low) / 2 * mpmath.cos(mpmath.pi * i / 400) for i in range(401)]
+    for _ in range(8):
+        rows = [[x**j for j in range(degree + 1)] + [(-1) ** i / weight(x)] for i, x in enumerate(points)]
+        *coefficients, level = mpmath.lu_solve(mpmath.matrix(rows), mpmath.matrix([f(x) for x in points]))
+        error = [weight(x) * (mpmath.polyval(coefficients[::-1], x) - f(x)) for x in grid]
+        runs = np.split(np.arange(401), 1 + np.flatnonzero([a * b < 0 for a, b in itertools.pairwise(error)]))
+        points = [grid[max(run, key=lambda i: abs(error[i]))] for run in runs]
+    return coefficients, abs(level)
+
+
+@functools.cache
+def approximated():
+    """name -> (f, weight that makes the error relative to the whole function, interval)."""
+    half = mpmath.log(2) / 2 * mpmath.mpf("1.001")
+    bound = (3 - mpmath.sqrt(8)) ** 2
+
+    def exponential(r):
+        return (mpmath.exp(r) - 1 - r) / r**2 if abs(r) > 1e-9 else mpmath.mpf(0.5) + r / 6
+
+    def artanh(z):
+        return (mpmath.atanh(mpmath.sqrt(z)) / mpmath.sqrt(z) - 1 - z / 3) / z**2 if z > 1e-9 else mpmath.mpf(0.2) + z / 7
+
+    return {
+        "EXP": (exponential, lambda r: r**2 * mpmath.exp(-r) + mpmath.mpf("1e-30"), -half, half),
+        "ATANH": (artanh, lambda z: z**2 + mpmath.mpf("1e-30"), mpmath.mpf(0), bound),
+    }
+
+
+@dtypes
+@pytest.mark.parametrize(("name", "claimed"), [("EXP", (-27.7, -56.5)), ("ATANH", (-36.5, -66.3))])
+def test_coefficients_are_remezs(name, claimed, dtype):
+    with mpmath.workprec(160):
+        f, weight, low, high = approximated()[name]
+        wide = dtype is np.float64
+        coefficients = getattr(elementary, name)[wide]
+        best, level = remez(f, weight, low, high, len(coefficients) - 1)
+        assert [dtype(float(c)) for c in best] == pytest.approx(coefficients, rel=1e-3)
+        worst = max(
+            weight(x) * abs(mpmath.polyval([mpmath.mpf(float(dtype(c))) for c in coefficients[::-1]], x) - f(x))
+            for x in mpmath.linspace(low, high, 301)
+        )
+        assert mpmath.log(worst, 2) <= claimed[wide]
+        assert mpmath.log(level, 2) < mpmath.log(worst, 2)
