@@ -2,9 +2,9 @@
 
 ``@specialised`` turns a factory of Python functions into a factory of compiled *workers* (see launch.py).  What makes two
 compilations the same is written down, not found out by pickling closures: the factory, its arguments, the text of the sources,
-and the compiler and CPU.  So a second process compiles nothing, and an edited source recompiles what depends on
-it: an arithmetic file its own kernels, every other file of ``kernels/`` those of the files that import it.  (Numba's own cache misses on closures over dispatchers, goes
-stale on closures over imported helpers, and does not notice an edited intrinsic.)
+and the compiler and CPU.  So a second process compiles nothing, and an edited source recompiles what depends on it: an arithmetic
+file its own kernels, every other file of ``kernels/`` those of the files that import it.  (Numba's own cache misses on closures over
+dispatchers, goes stale on closures over imported helpers, and does not notice an edited intrinsic.)
 """
 
 import ast

@@ -58,9 +58,11 @@ def _copied(dtype, lanes):
 @specialised
 def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
     """Arguments: x, y, saved; tables by blocks of outputs: counts, the first tap inside, positions; C, D, H, W, OH, OW; x's strides of N,
-    C, D and H, and its end; SH, PH, PW; rows and row stride between margins; elements of a map that are read in its place; the seed's halves; the reduction's parameters.
+    C, D and H, and its end; SH, PH, PW; rows and row stride between margins; how far a map is read in its place; the seed's
+    halves; the reduction's parameters.
 
-    ``direct``: no window reaches padding, and the map is read in its place unless it is one of the last."""
+    ``direct``: no window reaches padding, and a map is read in its place unless it is one of the last.
+    """
     A, P, L, R, taps = arithmetic(kind), len(kind.parameters), lanes * together, together, KH * KW
     real, tapped = number(dtype), index(dtype, saved)
     neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, L), A.surveys
