@@ -1,8 +1,8 @@
 """Loop nests over channels_last maps: lanes run over channels; a job is one row of one image.
 
 Every lane of a register stands at the same pixel, so a window's edges are loop bounds, not masks.  GROUP registers of channels go through
-a window together: their chains of steps overlap, and they share the loop.  A pixel's last channels run over into the next pixel, which
-is written after it; only the last pixel of a job is masked.
+a window together: their chains of steps overlap, and they share the loop.  A pixel's last channels run over into the next pixels,
+which are written after it; only at the end of a job they are masked.
 """
 
 from numba import int64, uint32
@@ -152,7 +152,7 @@ def forward(kind, dtype, saved, saves, lanes):
                     if c + GROUP * L <= C:
                         several(y, kept, out, tap, count, size, draws, window)
                         c += GROUP * L
-                    elif c + L <= C or (ow + 1 < OW and last + c + L <= x_end):
+                    elif c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end):
                         inside(y, kept, out, tap, count, size, draws, window)
                         c += L
                     else:
@@ -249,7 +249,9 @@ def backward(kind, dtype, saved, lanes):
                     if c + GROUP * L <= C:
                         several(gx, target, pixel, c, window)
                         c += GROUP * L
-                    elif c + L <= C or (w + 1 < W and last + c + L <= y_end and (not reads_values or pixel + c + L <= x_end)):
+                    elif c + L <= C or (
+                        target + c + L <= (job + 1) * W * C and last + c + L <= y_end and (not reads_values or pixel + c + L <= x_end)
+                    ):
                         inside(gx, target, pixel, c, window)
                         c += L
                     else:

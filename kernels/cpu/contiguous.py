@@ -4,7 +4,7 @@ A row's taps are whole loads and shuffles (``load_phases``), shared by the taps 
 taps would leave the row run the same code on bounded loads filled with the reduction's neutral element, so that no edge needs a
 scalar loop.  The gradient is gathered, each input element from the windows that hold it: no atomics, no order to depend on.
 
-A row's last block runs over its end into the next row, which is written after it; only the last row of a job is masked.  (Without
+A row's last block runs over its end into the next rows, which are written after it; only at the end of a job it is masked.  (Without
 AVX-512 a masked store of bytes is a branch for each, one of floats 20 cycles on some CPUs.)
 
 Columns of the window may be compile-time constants: ``taps`` (their loop is unrolled), ``stride`` (its phases share loads) and
@@ -148,7 +148,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
         for job in range(start, stop):
             plane, first_row = job // bands, job % bands * band
             source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
-            od, oh = first_row // OH, first_row % OH
+            od, oh, y_end = first_row // OH, first_row % OH, (plane * height + last) * OW
             for r in range(first_row, last):
                 slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
                 out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
@@ -156,7 +156,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                 below = origin + (slices[1] - 1) * step_d + (lines[1] - 1) * step_h
                 for row in range(max(0, lines[1] - SH), lines[1]):
                     ask(x, origin + (slices[1] - 1) * step_d + row * step_h + far, W)
-                stops = min(far_end, OW // L * L) if r + 1 == last else far_end
+                stops = far_end if out + blocks <= y_end else min(far_end, OW // L * L)
                 if lines[1] - lines[0] < rows or below + (stops - L) * SW - PW + reach > x_end:
                     stops = 0
                 ow = 0
@@ -174,7 +174,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                         window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
                         count, tap = rows_count * load(counts_w, ow, L), row_taps + load(first_w, ow, L)
                         value, choice = bounded(r * OW + ow, plane, k0, k1, tap, count, size, window)
-                        if ow + L <= OW or r + 1 < last:
+                        if out + ow + L <= y_end:
                             store(y, out + ow, value)
                             if saves:
                                 store(kept, out + ow, convert(choice, saved))
@@ -298,6 +298,7 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
         for job in range(start, stop):
             plane, first_row = job // bands, job % bands * band
             source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
+            x_stop = (plane * height + last) * W
             for r in range(first_row, last):
                 slice_, line = r // H, r % H
                 near_d, near_h = (pairs_d[slice_], pairs_d[slice_ + 1]), (pairs_h[line], pairs_h[line + 1])
@@ -314,7 +315,6 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
                     left = q * SW
                     used = min(L, (W - left + SW - 1) // SW)
                     if stride > 0:
-                        whole = left + SW * L <= W
                         values = repeat(zero, S)
                         if reads_values:
                             if here + left + SW * L <= x_end:
@@ -327,7 +327,7 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
                         )  # fmt: skip
                         inside = q + lowest >= 0 and q + used + highest <= OW and below + q + highest + L <= y_end
                         acc = gathered(True, 0, window) if inside else gathered(False, 0, window)
-                        if whole or r + 1 < last:
+                        if target + left + SW * L <= x_stop:
                             store_phases(gx, target + left, acc)
                         else:
                             store_phases_between(gx, target, left, 0, W, acc)

@@ -165,13 +165,14 @@ class _Tables:
             return np.full(self.out[axis], self.geometry.divisor if axis == 1 else 1)
         return self.window.counts(axis, self.sizes[axis], self.geometry.include_pad)
 
-    def counts(self):
-        """Addresses for D, H and W."""
+    def counts(self, margin=0):
+        """Addresses for D, H and W; the last readable ``margin`` elements before its first, too."""
         dtype = number(_numba_dtype(self.geometry.dtype)).name
         tables = [self._count(axis) for axis in range(3)]
-        tables[2] = np.pad(tables[2], (0, PADDING), constant_values=1)
+        tables[2] = np.pad(tables[2], (margin, margin + PADDING), constant_values=1)
         with np.errstate(all="ignore"):  # small integers compute no average
-            return tuple(self._address(table.astype(dtype)) for table in tables)
+            depth, height, width = (self._address(table.astype(dtype)) for table in tables)
+        return depth, height, width + margin * np.dtype(dtype).itemsize
 
     def steps(self, axes=3):
         """The strides of the first axes, dilated."""
@@ -218,6 +219,14 @@ def _merged(geometry):
         strides[-2:] = [strides[-1]]
     pad = (1,) * (3 - len(sizes))
     return geometry._replace(shape=(n, c, *pad, *sizes), strides=(sn, sc, *(0 for _ in pad), *strides))
+
+
+def _dense(channels, sizes, channels_last):
+    """Strides of N, C, D, H and W of a dense tensor."""
+    depth, height, width = sizes
+    if channels_last:
+        return depth * height * width * channels, 1, height * width * channels, width * channels, channels
+    return channels * depth * height * width, depth * height * width, height * width, width, 1
 
 
 def _lies_side_by_side(kind, window):
@@ -316,7 +325,7 @@ def forward(kind, geometry, saved, saves):
             *tables.counts(), channels, *geometry.shape[2:], *tables.out[1:], *geometry.strides, *window.kernel_size[1:],
             *window.padding[1:],
         )  # fmt: skip
-        return Plan(separable.forward(kind, dtype, kept, saves, lanes, geometry.channels_last), jobs, sizes, parallel, tables)
+        return Plan(separable.forward(kind, dtype, kept, saves, lanes, geometry.channels_last, False), jobs, sizes, parallel, tables)
     if geometry.channels_last:
         lanes = _lanes(dtype, channels)
         if window is None:
@@ -375,6 +384,16 @@ def backward(kind, geometry, saved):
         sizes = *spans, channels, height, width, *tables.out[1:], window.taps
         jobs = n * depth * (1 if geometry.channels_last else channels)
         return Plan(separable.scatter(dtype, kept, geometry.channels_last), jobs, sizes, parallel, tables)
+    if not kind.selects and kind.linear and _is_separable(kind, geometry):
+        lanes = _lanes(dtype, channels if geometry.channels_last else width)
+        tables = _Tables(geometry)
+        jobs = n * depth * (-(-channels // lanes) if geometry.channels_last else channels)
+        padding = (k - 1 - p for k, p in zip(window.kernel_size[1:], window.padding[1:], strict=True))
+        sizes = (
+            *tables.counts(separable.MOST), channels, depth, *tables.out[1:], height, width, *_dense(channels, tables.out, geometry.channels_last),
+            *window.kernel_size[1:], *padding,
+        )  # fmt: skip
+        return Plan(separable.forward(kind, dtype, kept, False, lanes, geometry.channels_last, True), jobs, sizes, parallel, tables)
     if geometry.channels_last:
         lanes = _lanes(dtype, channels)
         if window is None:

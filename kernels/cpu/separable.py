@@ -80,6 +80,11 @@ def _carried(kind, real, lanes, saves):
     return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), (real,)
 
 
+def _added(real):
+    """``_carried`` of a plain sum."""
+    return jitable(lambda x, position, p: (x,)), jitable(lambda a, b, p: (a[0] + b[0],)), (real,)
+
+
 def _state(parts):
     """What a reduction knows a carried tuple as."""
     return jitable((lambda state: state) if len(parts) > 1 else (lambda state: state[0]))
@@ -95,14 +100,20 @@ def _scratch(parts, count):
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, channels_last):
+def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     """Arguments: x, y, saved; counts of slices, rows and columns; C, D, H, W, OH, OW; x's strides of N, C, D, H and W; KH, KW, PH, PW; the
-    reduction's parameters.  y and saved are dense."""
+    reduction's parameters.  y and saved are dense.
+
+    ``gradient``: of a linear reduction, which is a sum over windows too, of what each output gives.  Arguments: gx, gy, saved and two
+    unused; the rest as above, where gy is the map that is read, and counts are those of its rows and columns, readable MOST columns
+    before and after.
+    """
     P, L, real, selects = len(kind.parameters), lanes, number(dtype), isinstance(kind, Selecting)
     A = arithmetic(kind)
-    neutral, finish = A.neutral, A.finish
-    lift, merge, parts = _carried(kind, real, lanes, saves)
+    neutral, finish, share = A.neutral, A.finish, A.share
+    lift, merge, parts = _added(real) if gradient else _carried(kind, real, lanes, saves)
     state_of = _state(parts)
+    source_at, first, residue = *((1, 5) if gradient else (0, 3)), number(saved)
     tile, unit = TILE[channels_last], lanes if channels_last else 1
     row_scratch, tile_scratch = _scratch(parts, (tile + MOST) * unit + 2 * lanes), _scratch(parts, tile * unit + lanes)
     segment_scratch = _scratch(parts, MOST * tile * unit + lanes)
@@ -134,12 +145,17 @@ def forward(kind, dtype, saved, saves, lanes, channels_last):
     @jitable
     def windows_of_row(line, found, args):
         """Of one row, the states of ``length`` windows of KW columns, into ``found``."""
-        x, row, h, column, length, W, KW, channel, C, stride_w, fill, p = args
+        x, row, h, column, length, W, KW, channel, C, stride_w, fill, counts_h, counts_w, p = args
         end = (length + KW - 1) * unit
         for j in range(0, end, L):
             at = column + j // unit
             position = columns_at(at, W) + splat(int32(h << 16), L)
-            store_each(line, j, lift(fetch(x, row, at, W, channel, C, stride_w, fill), position, p))
+            v = fetch(x, row, at, W, channel, C, stride_w, fill)
+            if gradient:
+                zero, nothing = splat(real(0), L), splat(residue(0), L)
+                count = splat(counts_h[h], L) * (splat(counts_w[at], L) if channels_last else load(counts_w, at, L))
+                v = share(v, zero, zero, nothing, nothing, count, zero, ())
+            store_each(line, j, lift(v, position, p))
         width, done = 1, 0
         while True:
             if selects:
@@ -162,10 +178,10 @@ def forward(kind, dtype, saved, saves, lanes, channels_last):
             width *= 2
 
     def kernel(args, start, stop):
-        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        counts_d, counts_h, counts_w = pointer(args, 3, real), pointer(args, 4, real), pointer(args, 5, real)
-        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, stride_w, KH, KW, PH, PW = integers(args, 6, 15)
-        p = numbers(args, 21, P, real, L)
+        x, y, kept = pointer(args, source_at, dtype), pointer(args, 1 - source_at, dtype), pointer(args, 2, saved)
+        counts_d, counts_h, counts_w = pointer(args, first, real), pointer(args, first + 1, real), pointer(args, first + 2, real)
+        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, stride_w, KH, KW, PH, PW = integers(args, first + 3, 15)
+        p = numbers(args, first + 18, P, real, L)
         fill, size = neutral(splat(real(0), L)), splat(real(KH * KW), L)
         line, found, prefix, segment = row_scratch(), tile_scratch(), tile_scratch(), segment_scratch()
         blocks = (C + L - 1) // L
@@ -188,7 +204,9 @@ def forward(kind, dtype, saved, saves, lanes, channels_last):
                                 store_each(segment, j, both)
                     if 0 <= h < H:
                         row = source + h * stride_h
-                        windows_of_row(line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, p))
+                        windows_of_row(
+                            line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, counts_h, counts_w, p)
+                        )
                     elif h <= 0 or h == H:
                         for j in range(0, length * unit, L):
                             store_each(found, j, lift(fill, columns_at(begin - PW + j // unit, W), p))
@@ -204,7 +222,7 @@ def forward(kind, dtype, saved, saves, lanes, channels_last):
                             ow = begin + j // unit
                             out = target + (oh * OW + ow) * pixel
                             per_column = splat(counts_w[ow], L) if channels_last else load(counts_w, ow, L)
-                            if selects:
+                            if selects or gradient:
                                 value = state[0]
                             else:
                                 count = splat(counts_d[d] * counts_h[oh], L) * per_column

@@ -1,7 +1,7 @@
 """Loop nests over contiguous maps that fit the L1 cache: each is copied between margins of padding, and then every window lies inside.
 
 No edge, no mask: a window is its taps, written out.  Narrow rows share a register (``together``): two output rows of 4 columns in one of 8
-lanes.  A job is one map.  Rows are written in rising order, each over its end into the next; the last of a call is masked.
+lanes.  A job is one map.  Rows are written in rising order, each over its end into the next ones, but at the end of a call.
 """
 
 from numba import uint32
@@ -113,7 +113,7 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
                     state = window(begin(zero, load(firsts, table, L), total, u), at)
                     value, choice = finish(state, load(counts, table, L), size, p)
                     out = (job * OH + oh) * OW + ow
-                    if job + 1 < stop or first + R < OH or ow + lanes <= OW:
+                    if out + (R - 1) * OW + lanes <= stop * OH * OW:
                         store_rows(y, out, OW, R, (value,))
                         if saves:
                             store_rows(kept, out, OW, R, (convert(choice, saved),))
@@ -199,7 +199,7 @@ def backward(kind, dtype, saved, lanes, together, KH, KW, SH, stride, above, lef
             for h in range(H):
                 for w in range(0, W, lanes):
                     out = (job * H + h) * W + w
-                    if w + lanes <= W or job + 1 < stop or h + 1 < H:
+                    if out + lanes <= stop * H * W:
                         store(gx, out, load(grown, h * stride_g + w, lanes))
                     else:
                         store_masked(gx, out, load(grown, h * stride_g + w, lanes), between(w, 1, 0, W, lanes))
