@@ -149,7 +149,7 @@ def _common_digest(path):
     """Of everything a kernel of this file may depend on but the arithmetic files: sources, compiler, CPU."""
     versions = (numba.__version__, llvmlite.__version__, sys.version_info[:2])
     target = registry.cpu_target.target_context.codegen().magic_tuple()
-    text = repr(([(p.relative_to(HERE).as_posix(), _digest(p)) for p in _sources(path)], versions, target))
+    text = repr(([(os.path.relpath(p, HERE), _digest(p)) for p in _sources(path)], versions, target))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from ..simd import (
     pointer,
     repeat,
     splat,
+    stacked,
     store,
     store_masked,
     unroll,
@@ -28,9 +29,12 @@ from ..simd import (
 )
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, draw, index
+from .reduction import arithmetic, draw, draws_of_pixels, index
 
 GROUP = 4
+
+DRAWN = 2048
+"""Channels whose draws at four pixels are made together; of more, each is made alone."""
 
 
 def _access(lanes, bounded):
@@ -78,15 +82,20 @@ def _window(step, tapped, lanes, registers, bounded):
 def _pooled(kind, dtype, saved, saves, lanes, registers, bounded):
     """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
-    begin, finish, drawn, surveys = A.begin, A.finish, draw(kind, lanes), A.surveys
+    begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
     window, survey = (_window(step, tapped, lanes, registers, bounded) for step in (A.step, A.survey or A.step))
     _, put = _access(lanes, bounded)
 
     @jitable
     def begun(states, i, args):
-        totals, tap, position, plane, k0, k1 = args
-        zero, planes = splat(real(0), L), splat(uint32(plane + i * L), L) + lane_index(uint32, L)
-        u = drawn(splat(uint32(position), L), planes, k0, k1, zero)
+        totals, tap, array, at, position, plane, k0, k1 = args
+        zero = u = splat(real(0), L)
+        if draws:
+            if at >= 0:
+                u = load(array, at + i * L, L)
+            else:
+                planes = splat(uint32(plane + i * L), L) + lane_index(uint32, L)
+                u = drawn(splat(uint32(position), L), planes, k0, k1, zero)
         return with_phase(states, i, begin(zero, splat(tapped(tap), L), phase(totals, i), u))
 
     @jitable
@@ -119,6 +128,7 @@ def forward(kind, dtype, saved, saves, lanes):
     parameters.  y and saved are dense."""
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
+    drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
     several, inside, bounded = (
         _pooled(kind, dtype, saved, saves, lanes, *form) for form in ((GROUP, False), (1, False), (1, True))
     )  # fmt: skip
@@ -131,6 +141,7 @@ def forward(kind, dtype, saved, saves, lanes):
         steps = integers(args, 18, 3)
         KD, KH, KW, SH, SW, k0, k1 = integers(args, 21, 7)
         p, fill, size = numbers(args, 28, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
+        array = stacked(room, real)
         for job in range(start, stop):
             n, r = job // (OD * OH), job % (OD * OH)
             od, oh = r // OH, r % OH
@@ -145,10 +156,13 @@ def forward(kind, dtype, saved, saves, lanes):
                 for kh in range(max(lines[0], lines[1] - SH), lines[1]):  # the rows that this row of outputs is the first to read
                     ask(x, row + edge + (slices[1] - 1) * steps[0] + kh * steps[1] + far, SW * C)
                 out, tap, count = (job * OW + ow) * C, row_tap + columns[0], row_count * counts_w[ow]
+                if drawing and C <= DRAWN and (ow == 0 or (r * OW + ow) % 4 == 0):
+                    fill_draws(array, DRAWN, r * OW + ow, n * C, C, k0, k1)
                 c = 0
                 while c < C:
                     window = x, row + edge, steps, slices, lines, columns, c, C, KH, KW, fill, p
-                    draws = r * OW + ow, n * C + c, k0, k1
+                    at = (r * OW + ow) % 4 * DRAWN + c if C <= DRAWN else -1
+                    draws = array, at, r * OW + ow, n * C + c, k0, k1
                     if c + GROUP * L <= C:
                         several(y, kept, out, tap, count, size, draws, window)
                         c += GROUP * L

@@ -11,7 +11,7 @@ Columns of the window may be compile-time constants: ``taps`` (their loop is unr
 ``dilation``; 0 reads them from the arguments instead.  Rows and slices are always arguments, and tables: see pooling.py.
 """
 
-from numba import int64, uint32
+from numba import int64
 
 from ..compile import specialised
 from ..simd import (
@@ -19,7 +19,6 @@ from ..simd import (
     convert,
     gather_between,
     integers,
-    lane_index,
     load,
     load_phases,
     load_phases_between,
@@ -30,6 +29,7 @@ from ..simd import (
     repeat,
     scatter_between,
     splat,
+    stacked,
     store,
     store_masked,
     store_phases,
@@ -40,7 +40,10 @@ from ..simd import (
 )
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, draw, index
+from .reduction import arithmetic, draws_of_plane, index
+
+DRAWN = 1024
+"""Outputs of a row whose draws are made together; a multiple of every number of lanes."""
 
 
 def _over_taps(body, taps):
@@ -111,7 +114,9 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
     columns; C, W, OD, OH, OW; x's strides of N, C, D and H, and its end; dilated strides of slices and rows; KD, KH, KW, SH, SW, DW,
     PW; bands of a plane and rows of a band; the seed's halves; the reduction's parameters.  y and saved are dense."""
     A, P, L, real, tapped = arithmetic(kind), len(kind.parameters), lanes, number(dtype), index(dtype, saved)
-    neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, lanes), A.surveys
+    neutral, begin, finish, surveys = A.neutral, A.begin, A.finish, A.surveys
+    draws, fill_draws, chunk = kind.draws, draws_of_plane(kind, lanes, real), DRAWN if kind.draws else 1 << 62
+    draws_room = DRAWN + 8 * lanes if draws else 1
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     def pooled(rows, bounded):
@@ -119,9 +124,9 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
         window, survey = (_window(step, tapped, lanes, rows, taps, stride, dilation, bounded) for step in (A.step, A.survey or A.step))
 
         @jitable
-        def pool(position, plane, k0, k1, tap, count, size, window_args):
+        def pool(drawn, at, tap, count, size, window_args):
             zero, total = splat(real(0), L), splat(real(0), L)
-            u = drawn(splat(uint32(position), L) + lane_index(uint32, L), splat(uint32(plane), L), k0, k1, zero)
+            u = load(drawn, at, L) if draws else zero
             if surveys:
                 total = survey(total, window_args)
             return finish(window(begin(zero, tap, total, u), window_args), count, size, p_of(window_args))
@@ -139,7 +144,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
         KD, KH, wide, SH, along, spread, PW, bands, band, k0, k1 = integers(args, 21, 11)
         KW, SW, DW = taps or wide, stride or along, dilation or spread
         p = numbers(args, 32, P, real, L)
-        fill, size = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L)
+        fill, size, drawn = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L), stacked(draws_room, real)
         reach, height = (KW - 1) * DW // SW * SW + SW * L, OD * OH
         # Blocks near .. far_end - L have all the columns of their windows inside.
         near, blocks = (PW + SW * L - 1) // (SW * L) * L, (OW + L - 1) // L * L
@@ -159,31 +164,36 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                 stops = far_end if out + blocks <= y_end else min(far_end, OW // L * L)
                 if lines[1] - lines[0] < rows or below + (stops - L) * SW - PW + reach > x_end:
                     stops = 0
-                ow = 0
-                while ow < OW:
-                    if ow == near and near < stops:
-                        for ow in range(near, stops, L):
-                            window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
-                            count = rows_count * load(counts_w, ow, L)
-                            value, choice = inside(r * OW + ow, plane, k0, k1, row_taps, count, size, window)
-                            store(y, out + ow, value)
-                            if saves:
-                                store(kept, out + ow, convert(choice, saved))
-                        ow = stops
-                    else:
-                        window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
-                        count, tap = rows_count * load(counts_w, ow, L), row_taps + load(first_w, ow, L)
-                        value, choice = bounded(r * OW + ow, plane, k0, k1, tap, count, size, window)
-                        if out + ow + L <= y_end:
-                            store(y, out + ow, value)
-                            if saves:
-                                store(kept, out + ow, convert(choice, saved))
+                row_stops, ow = stops, 0
+                for first in range(0, OW, chunk):
+                    end, stops = min(OW, first + chunk), min(row_stops, first + chunk)
+                    drawn_at = (r * OW + first) % 4 - first
+                    if draws:
+                        fill_draws(drawn, r * OW + first, end - first, plane, k0, k1)
+                    while ow < end:
+                        if near <= ow < stops:
+                            for at in range(ow, stops, L):
+                                window = x, origin, slices, lines, step_d, step_h, at * SW - PW, W, KH, KW, SW, DW, fill, p
+                                count = rows_count * load(counts_w, at, L)
+                                value, choice = inside(drawn, drawn_at + at, row_taps, count, size, window)
+                                store(y, out + at, value)
+                                if saves:
+                                    store(kept, out + at, convert(choice, saved))
+                            ow = stops
                         else:
-                            tail = between(ow, 1, 0, OW, L)
-                            store_masked(y, out + ow, value, tail)
-                            if saves:
-                                store_masked(kept, out + ow, convert(choice, saved), tail)
-                        ow += L
+                            window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
+                            count, tap = rows_count * load(counts_w, ow, L), row_taps + load(first_w, ow, L)
+                            value, choice = bounded(drawn, drawn_at + ow, tap, count, size, window)
+                            if out + ow + L <= y_end:
+                                store(y, out + ow, value)
+                                if saves:
+                                    store(kept, out + ow, convert(choice, saved))
+                            else:
+                                tail = between(ow, 1, 0, OW, L)
+                                store_masked(y, out + ow, value, tail)
+                                if saves:
+                                    store_masked(kept, out + ow, convert(choice, saved), tail)
+                            ow += L
                 oh += 1
                 if oh == OH:
                     od, oh = od + 1, 0

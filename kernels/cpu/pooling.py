@@ -136,7 +136,7 @@ class _Tables:
         return self._address((np.arange(rows)[:, None] * spread * width + np.arange(columns) * step).reshape(-1).astype(np.int64))
 
     def blocks(self, lanes, together):
-        """What ``small`` reads a block of outputs at a time: counts, first taps and positions, as arrays (blocks, together, lanes)."""
+        """What ``small`` reads a block of outputs at a time: counts and first taps, as arrays (blocks, together, lanes)."""
         _, height, width = self.out
         rows = np.minimum(np.arange(0, height, together), height - together)[:, None] + np.arange(together)
         columns = np.arange(0, width, lanes)[:, None] + np.arange(lanes)
@@ -146,7 +146,7 @@ class _Tables:
         counts_h, counts_w = (self._count(axis) for axis in (1, 2))
         counts = np.where(inside, counts_h[rows] * counts_w[within], 1)
         firsts = np.where(inside, first_h[rows] * self.window.kernel_size[2] + first_w[within], 0)
-        return counts, firsts, np.where(inside, rows * width + columns, 0)
+        return counts, firsts
 
     def by_blocks(self, lanes, together, dtypes):
         """Addresses of ``blocks``, each in its dtype."""
@@ -285,7 +285,8 @@ def _small_forward(geometry, dtype):
     stride = max(pw + _rounded(width, lanes), (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes)
     direct = number(dtype) == dtype and ph == pw == 0 and rows == height and (out_w - 1) * sw + kw <= width
     extent = (rows - 1) * geometry.strides[3] + (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes
-    return _Small(lanes, together, rows, stride, (direct, extent)) if (rows + 1) * stride <= small.ROOM else None
+    fits = (rows + 1) * stride <= small.ROOM and out_h * out_w + 8 * native_lanes(dtype) <= small.ROOM
+    return _Small(lanes, together, rows, stride, (direct, extent)) if fits else None
 
 
 def _small_backward(kind, geometry, dtype):
@@ -349,7 +350,7 @@ def forward(kind, geometry, saved, saves):
         return Plan(worker, n * channels * tables.out[0] * tables.out[1], sizes, parallel, tables)
     if how := _small_forward(geometry, dtype):
         (_, kh, kw), (_, stride_h, stride_w) = window.kernel_size, window.stride
-        blocks = tables.by_blocks(how.lanes, how.together, (number(dtype), index(dtype, kept), numba.uint32))
+        blocks = tables.by_blocks(how.lanes, how.together, (number(dtype), index(dtype, kept)))
         sizes = (
             *blocks, channels, *geometry.shape[2:], *tables.out[1:], sn, sc, sd, sh, geometry.end, stride_h, *window.padding[1:],
             how.rows, how.stride, how.more[1],
@@ -390,8 +391,8 @@ def backward(kind, geometry, saved):
         jobs = n * depth * (-(-channels // lanes) if geometry.channels_last else channels)
         padding = (k - 1 - p for k, p in zip(window.kernel_size[1:], window.padding[1:], strict=True))
         sizes = (
-            *tables.counts(separable.MOST), channels, depth, *tables.out[1:], height, width, *_dense(channels, tables.out, geometry.channels_last),
-            *window.kernel_size[1:], *padding,
+            *tables.counts(separable.MOST), channels, depth, *tables.out[1:], height, width,
+            *_dense(channels, tables.out, geometry.channels_last), *window.kernel_size[1:], *padding,
         )  # fmt: skip
         return Plan(separable.forward(kind, dtype, kept, False, lanes, geometry.channels_last, True), jobs, sizes, parallel, tables)
     if geometry.channels_last:

@@ -4,8 +4,6 @@ No edge, no mask: a window is its taps, written out.  Narrow rows share a regist
 lanes.  A job is one map.  Rows are written in rising order, each over its end into the next ones, but at the end of a call.
 """
 
-from numba import uint32
-
 from ..compile import specialised
 from ..simd import (
     between,
@@ -29,7 +27,7 @@ from ..simd import (
     with_phase,
 )
 from .number import jitable
-from .reduction import arithmetic, draw, index
+from .reduction import arithmetic, draws_of_plane, index
 
 ROOM = 8192
 """Elements of a map between its margins, at most."""
@@ -57,7 +55,7 @@ def _copied(dtype, lanes):
 
 @specialised
 def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
-    """Arguments: x, y, saved; tables by blocks of outputs: counts, the first tap inside, positions; C, D, H, W, OH, OW; x's strides of N,
+    """Arguments: x, y, saved; tables by blocks of outputs: counts, the first tap inside; C, D, H, W, OH, OW; x's strides of N,
     C, D and H, and its end; SH, PH, PW; rows and row stride between margins; how far a map is read in its place; the seed's
     halves; the reduction's parameters.
 
@@ -65,8 +63,9 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
     """
     A, P, L, R, taps = arithmetic(kind), len(kind.parameters), lanes * together, together, KH * KW
     real, tapped = number(dtype), index(dtype, saved)
-    neutral, begin, finish, drawn, surveys = A.neutral, A.begin, A.finish, draw(kind, L), A.surveys
-    copied = _copied(dtype, lanes)
+    neutral, begin, finish, surveys = A.neutral, A.begin, A.finish, A.surveys
+    draws, fill_draws = kind.draws, draws_of_plane(kind, lanes, real)
+    copied, draws_room = _copied(dtype, lanes), ROOM if draws else 1
 
     def windows(step):
         @jitable
@@ -82,13 +81,13 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        counts, firsts, positions = pointer(args, 3, real), pointer(args, 4, tapped), pointer(args, 5, uint32)
-        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end = integers(args, 6, 11)
-        SH, PH, PW, rows, stride_m, extent, k0, k1 = integers(args, 17, 8)
-        p = numbers(args, 25, P, real, L)
+        counts, firsts = pointer(args, 3, real), pointer(args, 4, tapped)
+        C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end = integers(args, 5, 11)
+        SH, PH, PW, rows, stride_m, extent, k0, k1 = integers(args, 16, 8)
+        p = numbers(args, 24, P, real, L)
         zero, size, short = splat(real(0), L), splat(real(KH * KW), L), splat(real(0), lanes)
         fill = neutral(short)
-        margins = stacked(ROOM, real)
+        margins, drawn = stacked(ROOM, real), stacked(draws_room, real)
         for at in range(0, rows * stride_m, lanes):
             store(margins, at, fill)
         plane, d = start // D, start % D
@@ -100,14 +99,17 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
                 array, corner, stride_a = x, source, stride_h
             else:
                 copied(x, source, stride_h, x_end, margins, PH * stride_m + PW, stride_m, H, W, fill)
+            if draws:
+                fill_draws(drawn, d * OH * OW, OH * OW, plane, k0, k1)
             table = 0
             for first in range(0, OH, R):
                 oh = min(first, OH - R)
                 for ow in range(0, OW, lanes):
                     at = array, corner + oh * SH * stride_a + ow * stride, stride_a, SH, p
                     total = zero
-                    position = load(positions, table, L) + splat(uint32(d * OH * OW), L)
-                    u = drawn(position, splat(uint32(plane), L), k0, k1, zero)
+                    u = zero
+                    if draws:
+                        u = phase(load_rows(drawn, d * OH * OW % 4 + oh * OW + ow, OW, R, 1, lanes), 0)
                     if surveys:
                         total = survey(total, at)
                     state = window(begin(zero, load(firsts, table, L), total, u), at)
