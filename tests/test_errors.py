@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as T
+from fastpool.kernels.pool import KINDS
 
 import fastpool.functional as F
 
@@ -124,6 +125,60 @@ def test_what_torch_lacks_refuses_the_windows_that_max_pool2d_does(function, arg
         function(x, **arguments, **EXTRA[function])
 
 
+# The words of one and three axes
+
+BY_RANK = {
+    "1d kernel_size=(2, 2)": (1, {"kernel_size": (2, 2)}, "kernel_size must be a single int or a tuple of one int, got 2 of them: (2, 2)"),
+    "1d kernel_size='a'": (1, {"kernel_size": "a"}, "kernel_size must be an int or a tuple of one int, got 'a'"),
+    "1d kernel_size=5": (1, {"kernel_size": 5}, "kernel_size (5,) is larger than the padded input (4,)"),
+    "1d stride=0": (1, {"kernel_size": 2, "stride": 0}, "stride must be at least 1, got (0,)"),
+    "1d padding=2": (1, {"kernel_size": 2, "padding": 2}, "padding (2,) is more than half of kernel_size (2,); at most (1,) works"),
+    "3d kernel_size=(2, 2)": (3, {"kernel_size": (2, 2)}, "a single int or a tuple of three ints, got 2 of them: (2, 2)"),
+    "3d kernel_size=2.0": (3, {"kernel_size": 2.0}, "kernel_size must be an int or a tuple of three ints, got 2.0"),
+    "3d kernel_size=(2, 2, 5)": (3, {"kernel_size": (2, 2, 5)}, "kernel_size (2, 2, 5) is larger than the padded input (4, 4, 4)"),
+    "3d padding=(0, 0, 2)": (3, {"kernel_size": 3, "padding": (0, 0, 2)}, "padding (0, 0, 2) is more than half of kernel_size (3, 3, 3)"),
+}
+
+
+@pytest.mark.parametrize("pool", ["max_pool", "avg_pool"])
+@pytest.mark.parametrize(("rank", "arguments", "words"), BY_RANK.values(), ids=BY_RANK)
+def test_windows_of_one_and_three_axes(pool, rank, arguments, words):
+    name = f"{pool}{rank}d"
+    check(getattr(F, name), getattr(T, name), words, map_of(1, 1, *[4] * rank), **arguments)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("pool", ["max_pool", "avg_pool", "lp_pool", "adaptive_max_pool"])
+def test_shapes_of_one_and_three_axes(pool, rank):
+    ours, theirs = (getattr(library, f"{pool}{rank}d") for library in (F, T))
+    arguments = (2, 2) if pool == "lp_pool" else (2,)
+    expected = {1: r"expected a \(C, L\) or \(N, C, L\)", 3: r"expected a \(C, D, H, W\) or \(N, C, D, H, W\)"}[rank]
+    for dimensions in (1, rank + 3):
+        x = map_of(*[2] * dimensions)
+        with pytest.raises(type(refusal(theirs, x, *arguments)), match=rf"^{ours.__name__}: {expected} input, got {dimensions} dimensions"):
+            ours(x, *arguments)
+    axes = {1: "channels and length", 3: "channels, depth, height and width"}[rank]
+    with pytest.raises(RuntimeError, match=rf"^{ours.__name__}: {axes} must not be empty"):
+        ours(map_of(2, 2, *[2] * (rank - 1), 0), *arguments)
+
+
+OUTPUTS = {
+    "-1": (-1, "output_size must be at least 0, got (-1, -1)"),
+    "'a'": ("a", "output_size must be an int or a tuple of two ints"),
+    "2.5": (2.5, "output_size must be an int or a tuple of two ints"),
+    "True": (True, "output_size must be an int or a tuple of two ints"),
+    "(1, 2, 3)": ((1, 2, 3), "got 3 of them"),
+    "()": ((), "got 0 of them"),
+    "(-1, 2)": ((-1, 2), "got (-1, 2)"),
+}
+
+
+@pytest.mark.parametrize("pool", ["adaptive_max_pool2d", "adaptive_avg_pool2d"])
+@pytest.mark.parametrize(("asked", "words"), OUTPUTS.values(), ids=OUTPUTS)
+def test_output_sizes_that_are_none(pool, asked, words):
+    check(getattr(F, pool), getattr(T, pool), words, map_of(1, 1, 4, 4), asked)
+
+
 def test_a_window_larger_than_its_input_says_both_sizes():
     message = str(refusal(F.max_pool2d, torch.zeros(1, 1, 2, 2), 3))
     assert "max_pool2d: kernel_size (3, 3) is larger than the padded input (2, 2)" in message
@@ -154,12 +209,19 @@ POOLS = {
     F.global_avg_pool2d: (None, ()),
     F.global_min_pool2d: (None, ()),
     F.global_l2_pool2d: (None, ()),
+    # torch's take no channels: adaptive_avg_pool2d (N, 0, H, W), adaptive_max_pool2d (0, H, W).
+    F.adaptive_max_pool2d: (None, ((2, 3),)),
+    F.adaptive_avg_pool2d: (None, ((2, 3),)),
+    F.adaptive_min_pool2d: (None, ((2, 3),)),
 }
 every_function = pytest.mark.parametrize("function", POOLS, ids=lambda f: f.__name__)
 
 
 def test_every_function_is_in_the_list():
-    assert {function.__name__ for function in POOLS} == set(F.__all__)
+    faced = {
+        f"{whole}{kind.face.stem}_pool2d" for kind in KINDS.values() if kind.face and kind.parameters for whole in ("", "global_")
+    }  # tests/test_faces.py
+    assert {function.__name__ for function in POOLS} == {name for name in F.__all__ if name.endswith("2d")} - faced - {"max_unpool2d"}
 
 
 @every_function
@@ -190,18 +252,31 @@ def test_an_input_that_is_no_tensor(function, given):
         function(given, *arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
-@pytest.mark.parametrize("function", [F.max_pool2d, F.avg_pool2d], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [(F.max_pool2d, torch.complex64), *[(F.avg_pool2d, dtype) for dtype in (torch.bool, torch.complex64, torch.int32, torch.uint8)]],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
 def test_dtypes_that_torch_refuses_too(function, dtype):
-    check(function, POOLS[function][0], "float32, float64 work", torch.zeros(1, 1, 4, 4, dtype=dtype), 2)
+    check(function, POOLS[function][0], "float32, float64, bfloat16, float16", torch.zeros(1, 1, 4, 4, dtype=dtype), 2)
 
 
-@every_function
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64], ids=str)
+def without_kernels(function):
+    integers = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
+    if {"max", "min"} & set(function.__name__.split("_")):
+        integers = []
+    elif function is F.avg_pool2d:
+        integers.remove(torch.int64)
+    return [*integers, torch.complex64, torch.uint32]
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"), [(f, dtype) for f in POOLS for dtype in without_kernels(f)], ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_dtypes_without_kernels_name_those_that_have(function, dtype):
     _, arguments = POOLS[function]
     name = str(dtype).removeprefix("torch.")
-    with pytest.raises(NotImplementedError, match=rf"^{function.__name__}: not implemented for {name}; float32, float64 work"):
+    with pytest.raises(NotImplementedError, match=rf"^{function.__name__}: not implemented for {name}; float32, float64, .* work"):
         function(torch.zeros(1, 1, 4, 4, dtype=dtype), *arguments)
 
 

@@ -3,29 +3,52 @@
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
+from fastpool.kernels.pool import KINDS
 from torch import nn
 
 import fastpool
 import fastpool.functional as F
 import fastpool.nn as fast
 
-# Name -> (arguments of the module, what the functional makes of them)
-MODULES = {
-    "MaxPool2d": ((3, 2, 1, 2), lambda x: F.max_pool2d(x, 3, 2, 1, 2)),
-    "MinPool2d": ((3, 2, 1, 2), lambda x: F.min_pool2d(x, 3, 2, 1, 2)),
-    "AvgPool2d": ((3, 2, 1, True, False, 5), lambda x: F.avg_pool2d(x, 3, 2, 1, True, False, 5)),
-    "LPPool2d": ((2, 3, 2, True), lambda x: F.lp_pool2d(x, 2, 3, 2, True)),
-    "L2Pool2d": ((3, 2, 1, 2, True), lambda x: F.l2_pool2d(x, 3, 2, 1, 2, True)),
-    "StochasticPool2d": ((3, 2, 1, 2, True), lambda x: F.stochastic_pool2d(x, 3, 2, 1, 2, True)),
-    "GlobalMaxPool2d": ((False,), lambda x: F.global_max_pool2d(x, False)),
-    "GlobalAvgPool2d": ((), lambda x: F.global_avg_pool2d(x)),
-    "GlobalMinPool2d": ((True,), lambda x: F.global_min_pool2d(x)),
-    "GlobalL2Pool2d": ((False,), lambda x: F.global_l2_pool2d(x, keepdim=False)),
+# Stem -> (arguments of the module, what the functional makes of them); a function takes ``f``, its namespace by rank
+STEMS = {
+    "MaxPool": ((3, 2, 1, 2), lambda f, x: f("max_pool")(x, 3, 2, 1, 2)),
+    "MinPool": ((3, 2, 1, 2), lambda f, x: f("min_pool")(x, 3, 2, 1, 2)),
+    "AvgPool": ((3, 2, 1, True, False), lambda f, x: f("avg_pool")(x, 3, 2, 1, True, False)),
+    "LPPool": ((2, 3, 2, True), lambda f, x: f("lp_pool")(x, 2, 3, 2, True)),
+    "L2Pool": ((3, 2, 1, 2, True), lambda f, x: f("l2_pool")(x, 3, 2, 1, 2, True)),
+    "StochasticPool": ((3, 2, 1, 2, True), lambda f, x: f("stochastic_pool")(x, 3, 2, 1, 2, True)),
+    "GlobalMaxPool": ((False,), lambda f, x: f("global_max_pool")(x, False)),
+    "GlobalAvgPool": ((), lambda f, x: f("global_avg_pool")(x)),
+    "GlobalMinPool": ((True,), lambda f, x: f("global_min_pool")(x)),
+    "GlobalL2Pool": ((False,), lambda f, x: f("global_l2_pool")(x, keepdim=False)),
+    "AdaptiveMaxPool": ((3,), lambda f, x: f("adaptive_max_pool")(x, 3)),
+    "AdaptiveMinPool": ((3,), lambda f, x: f("adaptive_min_pool")(x, 3)),
+    "AdaptiveAvgPool": ((3,), lambda f, x: f("adaptive_avg_pool")(x, 3)),
 }
-TORCH_HAS = ("MaxPool2d", "AvgPool2d", "LPPool2d")
+RANKS = (1, 2, 3)
+
+
+def _functional(stem, rank):
+    return lambda x: STEMS[stem][1](lambda name: getattr(F, f"{name}{rank}d"), x)
+
+
+# Name -> (arguments of the module, what the functional makes of them)
+MODULES = {f"{stem}{rank}d": (STEMS[stem][0], _functional(stem, rank)) for stem in STEMS for rank in RANKS}
+TORCH_HAS = [f"{stem}Pool{rank}d" for stem in ("Max", "Avg", "LP", "AdaptiveMax", "AdaptiveAvg") for rank in RANKS]
+UNPOOLS = [f"MaxUnpool{rank}d" for rank in RANKS]
+FACES = {
+    f"{whole}{kind.face.title}Pool{rank}d"
+    for kind in KINDS.values()
+    if kind.face and kind.parameters
+    for whole in ("", *["Global"] * bool(kind.combine))
+    for rank in RANKS
+}
+"""Modules with parameters of their kind's own: tests/test_faces.py."""
 every_module = pytest.mark.parametrize("name", MODULES)
 
 
@@ -33,9 +56,15 @@ def made(name, library=fast):
     return getattr(library, name)(*MODULES[name][0])
 
 
+def made_of(rank):
+    return torch.randn((2, 3, 7, 9, 11)[: 2 + rank], generator=torch.Generator().manual_seed(3))
+
+
 @pytest.fixture
-def x():
-    return torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(3))
+def x(request):
+    """An input of the rank of the module that the test is given."""
+    name = request.getfixturevalue("name") if "name" in request.fixturenames else "2d"
+    return made_of(int(name[-2]))
 
 
 def equal(a, b):
@@ -43,7 +72,7 @@ def equal(a, b):
 
 
 def test_every_module_is_in_the_list():
-    assert set(MODULES) == set(fast.__all__)
+    assert {*MODULES, *UNPOOLS, *FACES} == set(fast.__all__)
 
 
 @every_module
@@ -58,14 +87,13 @@ def test_a_module_is_its_functional(name, x):
 
 @every_module
 def test_a_module_of_one_argument_takes_the_functionals_defaults(name, x):
-    arguments = {"LPPool2d": (2, 3)}.get(name, () if name.startswith("Global") else (3,))
-    functional = {"MaxPool2d": F.max_pool2d, "AvgPool2d": F.avg_pool2d, "MinPool2d": F.min_pool2d, "LPPool2d": F.lp_pool2d}
-    functional |= {"L2Pool2d": F.l2_pool2d, "StochasticPool2d": F.stochastic_pool2d}
-    functional |= {f"Global{kind}Pool2d": getattr(F, f"global_{kind.lower()}_pool2d") for kind in ("Max", "Avg", "Min", "L2")}
+    arguments = (2, 3) if name.startswith("LP") else () if name.startswith("Global") else (3,)
+    stem = name[: name.index("Pool")]
+    words = [word.lower() for word in re.findall("[A-Z][a-z2]+|LP", stem)]
     torch.manual_seed(5)
     found = getattr(fast, name)(*arguments)(x)
     torch.manual_seed(5)
-    equal(found, functional[name](x, *arguments))
+    equal(found, getattr(F, f"{'_'.join(words)}_pool{name[-2:]}")(x, *arguments))
 
 
 @pytest.mark.parametrize("name", TORCH_HAS)
@@ -104,13 +132,22 @@ REPRS = {
     "GlobalMaxPool2d": "GlobalMaxPool2d(keepdim=False)",
     "GlobalAvgPool2d": "GlobalAvgPool2d(keepdim=True)",
     "GlobalMinPool2d": "GlobalMinPool2d(keepdim=True)",
-    "GlobalL2Pool2d": "GlobalL2Pool2d(keepdim=False)",
+    "GlobalL2Pool3d": "GlobalL2Pool3d(keepdim=False)",
+    "AdaptiveMinPool1d": "AdaptiveMinPool1d(output_size=3)",
 }
 
 
 @pytest.mark.parametrize("name", REPRS)
 def test_repr_of_what_torch_lacks(name):
     assert repr(made(name)) == REPRS[name]
+
+
+@pytest.mark.parametrize("name", UNPOOLS)
+def test_unpooling(name, x):
+    y, indices = getattr(nn, name.replace("Unpool", "Pool"))(2, return_indices=True)(x)
+    ours, theirs = getattr(fast, name)(2), getattr(nn, name)(2)
+    assert repr(ours) == repr(theirs)
+    equal(ours(y, indices, output_size=x.shape[2:]), theirs(y, indices, output_size=x.shape[2:]))
 
 
 @pytest.mark.parametrize("module", [fast.MaxPool2d, fast.MinPool2d], ids=lambda m: m.__name__)
@@ -170,6 +207,7 @@ class Net(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), shared)
         self.body = nn.ModuleDict({"same": shared, "norm": nn.LPPool2d(2, 2, 1), "mean": nn.AvgPool2d(2, 1, 1, count_include_pad=False)})
         self.odd = Widened(2, 1)
+        self.thin = nn.FractionalMaxPool2d(2, output_ratio=0.9)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
     def forward(self, x):
@@ -187,8 +225,9 @@ def test_convert_swaps_a_nested_model(net):
     x = torch.randn(2, 3, 19, 21, generator=torch.Generator().manual_seed(3))
     before, keys, shared = net(x), list(net.state_dict()), net.stem[3]
     done = fastpool.convert(net)
-    assert list(done.swapped) == ["stem.3", "body.norm", "body.mean"]
-    assert [type(m) for m in (net.stem[3], net.body["norm"], net.body["mean"])] == [fast.MaxPool2d, fast.LPPool2d, fast.AvgPool2d]
+    assert list(done.swapped) == ["stem.3", "body.norm", "body.mean", "head.0"]
+    swapped = net.stem[3], net.body["norm"], net.body["mean"], net.head[0]
+    assert [type(m) for m in swapped] == [fast.MaxPool2d, fast.LPPool2d, fast.AvgPool2d, fast.AdaptiveAvgPool2d]
     assert net.stem[3] is net.body["same"] is shared
     assert done.swapped["stem.3"] == repr(nn.MaxPool2d(2, ceil_mode=True))
     assert list(net.state_dict()) == keys
@@ -200,10 +239,10 @@ def test_convert_keeps_and_reports_what_it_does_not_know(net):
     done = fastpool.convert(net)
     assert done.kept == {
         "odd": "Widened is derived from MaxPool2d, and may have changed it",
-        "head.0": "AdaptiveAvgPool2d(1) is fastpool.nn.GlobalAvgPool2d, a class of its own: put that in its place",
+        "thin": "FractionalMaxPool2d has no counterpart in fastpool",
     }
     assert type(net.odd) is Widened
-    assert type(net.head[0]) is nn.AdaptiveAvgPool2d
+    assert type(net.thin) is nn.FractionalMaxPool2d
 
 
 def test_a_report_reads(net):
@@ -211,8 +250,9 @@ def test_a_report_reads(net):
         "swapped stem.3: MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=True)",
         "swapped body.norm: LPPool2d(norm_type=2, kernel_size=2, stride=1, ceil_mode=False)",
         "swapped body.mean: AvgPool2d(kernel_size=2, stride=1, padding=1)",
+        "swapped head.0: AdaptiveAvgPool2d(output_size=1)",
         "kept    odd: Widened is derived from MaxPool2d, and may have changed it",
-        "kept    head.0: AdaptiveAvgPool2d(1) is fastpool.nn.GlobalAvgPool2d, a class of its own: put that in its place",
+        "kept    thin: FractionalMaxPool2d has no counterpart in fastpool",
     ]
 
 
