@@ -33,8 +33,8 @@ SERIAL_BYTES = 1 << 16
 JOBS = 16
 """A batch of fewer planes is split into bands of rows until there are about this many jobs."""
 
-MOST_UNROLLED = 16
-"""Taps of a window that is written out whole."""
+MOST_ROWS = 3
+"""Rows, columns and strides of the windows that are written out whole: the usual ones, or every odd window would cost a compilation."""
 
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
@@ -257,8 +257,8 @@ class _Small(NamedTuple):
 
 
 def _is_small_window(window):
-    (kd, kh, kw), dense = window.kernel_size, max(window.dilation) == 1 and window.stride[0] == 1 and window.padding[0] == 0
-    return window.regular and kd == 1 and kh * kw <= MOST_UNROLLED and dense and max(window.stride) <= MOST_STRIDE
+    (depth, *kernel), dense = window.kernel_size, max(window.dilation) == 1 and window.stride[0] == 1 and window.padding[0] == 0
+    return window.regular and depth == 1 and dense and max(*kernel, *window.stride) <= MOST_ROWS
 
 
 def _rounded(size, step):
@@ -364,7 +364,7 @@ def forward(kind, geometry, saved, saves):
         tables.spans(0), tables.spans(1), tables.first(index(dtype, kept)), *tables.counts(), channels, geometry.shape[4], *tables.out,
         sn, sc, sd, sh, geometry.end, *tables.steps(2), kd, kh, kw, stride_h, stride_w, window.dilation[2], window.padding[2], *bands,
     )  # fmt: skip
-    rows = kh if kh * kw <= MOST_TAPS**2 and kh <= MOST_TAPS else 0
+    rows = kh if kh <= MOST_ROWS else 0
     worker = contiguous.forward(kind, dtype, kept, saves, _lanes(dtype, width), rows, *_columns(window))
     return Plan(worker, n * channels * bands[0], sizes, parallel, tables)
 
