@@ -7,11 +7,10 @@ five axes, (N, C, D, H, W), always.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,15 +51,17 @@ class Pooling:
         self.window = window
         """None: the whole map."""
         self.parameters, self.include_pad, self.divisor = parameters, include_pad, divisor
-        self.call = functools.lru_cache(maxsize=512)(self._call)
 
-    def _call(self, shape: Ints, strides: Ints, dtype: torch.dtype, device: torch.device, saves: bool) -> Call:
-        return _prepared(self, shape, strides, dtype, device, saves)
+    @functools.cached_property
+    def call(self) -> Callable[[Ints, Ints, torch.dtype, torch.device, bool], Call]:
+        """(shape, strides, dtype, device, saves) -> the ``Call``."""
+        return functools.lru_cache(maxsize=512)(functools.partial(_prepared, self))
 
     def at(self, parameters: tuple[float, ...]) -> Pooling:
         """The same with other parameters, on which no ``Call`` depends."""
-        other = copy.copy(self)
-        other.parameters = parameters
+        other = Pooling(self.caller, self.kind, self.rank, self.window, parameters, self.include_pad, self.divisor)
+        if not torch.compiler.is_compiling():
+            vars(other)["call"] = self.call
         return other
 
     @property
@@ -290,7 +291,7 @@ def forward(x: torch.Tensor, op: Pooling, saves: bool, seed: int = 0) -> tuple[t
         saved = empty(x, out, strides, call.saves)
         address = saved.data_ptr()
     if plan is not None:
-        more: tuple[int, ...] = (seed & _SEED, seed >> 32) if call.window is not None else ()
+        more: tuple[int, ...] = (seed & _SEED, seed >> 32)
         if op.parameters:
             more += call.bits(op.parameters)
         plan.run((x.data_ptr(), y.data_ptr(), address), runtime.threads() if plan.parallel else 1, *more)

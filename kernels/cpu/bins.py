@@ -31,7 +31,8 @@ from .sums import across_lanes, cascade
 @specialised
 def forward(kind, dtype, saved, saves, lanes):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, C, D and
-    H, and its end; dilated strides of slices and rows; KD, KH, KW; the reduction's parameters.  y and saved are dense."""
+    H, and its end; dilated strides of slices and rows; KD, KH, KW; the seed's halves; the reduction's parameters.  y and
+    saved are dense."""
     A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
     neutral, begin, step, combine, finish = A.neutral, A.begin, A.step, A.combine, A.finish
     across = across_lanes(combine, lanes)
@@ -69,7 +70,7 @@ def forward(kind, dtype, saved, saves, lanes):
         spans_d, spans_h, spans_w = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, int64)
         counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
         C, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end, step_d, step_h, KD, KH, KW = integers(args, 9, 14)
-        p = numbers(args, 23, P, real, L)
+        p = numbers(args, 25, P, real, L)
         fill, size = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L)
         for job in range(start, stop):
             plane, r = job // (OD * OH), job % (OD * OH)

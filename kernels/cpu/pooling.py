@@ -308,7 +308,7 @@ def _small_backward(kind, geometry, dtype):
 
 @functools.lru_cache(maxsize=4096)
 def forward(kind, geometry, saved, saves):
-    """Arguments of ``run``: x, y, saved; then the seed's two halves (windows only) and the parameters.
+    """Arguments of ``run``: x, y, saved; then the seed's two halves and the parameters.
 
     ``saved``: name of the dtype of what is saved, or None; ``saves``: whether this call writes it.
     """

@@ -102,7 +102,7 @@ def _scratch(parts, count):
 @specialised
 def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     """Arguments: x, y, saved; counts of slices, rows and columns; C, D, H, W, OH, OW; x's strides of N, C, D, H and W; KH, KW, PH, PW; the
-    reduction's parameters.  y and saved are dense.
+    seed's halves; the reduction's parameters.  y and saved are dense.
 
     ``gradient``: of a linear reduction, which is a sum over windows too, of what each output gives.  Arguments: gx, gy, saved and two
     unused; the rest as above, where gy is the map that is read, and counts are those of its rows and columns, readable MOST columns
@@ -181,7 +181,7 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
         x, y, kept = pointer(args, source_at, dtype), pointer(args, 1 - source_at, dtype), pointer(args, 2, saved)
         counts_d, counts_h, counts_w = pointer(args, first, real), pointer(args, first + 1, real), pointer(args, first + 2, real)
         C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, stride_w, KH, KW, PH, PW = integers(args, first + 3, 15)
-        p = numbers(args, first + 18, P, real, L)
+        p = numbers(args, first + 20, P, real, L)
         fill, size = neutral(splat(real(0), L)), splat(real(KH * KW), L)
         line, found, prefix, segment = row_scratch(), tile_scratch(), tile_scratch(), segment_scratch()
         blocks = (C + L - 1) // L

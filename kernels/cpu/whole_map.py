@@ -72,7 +72,7 @@ def _whole_image(A, real, lanes, bounded):
 @specialised
 def forward(kind, dtype, saved, saves, lanes):
     """Jobs: (image, GROUP registers of channels).  Arguments: x, y, saved; C, D, H, W; x's strides of N, D, H and W; whether pixels
-    follow each other; the parameters."""
+    follow each other; the seed's halves; the parameters."""
     A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
     neutral, finish = A.neutral, A.finish
     inside_image, bounded_image = _whole_image(A, real, lanes, False), _whole_image(A, real, lanes, True)
@@ -96,7 +96,7 @@ def forward(kind, dtype, saved, saves, lanes):
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
         C, D, H, W, stride_n, stride_d, stride_h, stride_w, dense = integers(args, 3, 9)
-        p = numbers(args, 12, P, real, L)
+        p = numbers(args, 14, P, real, L)
         fill, count = neutral(splat(real(0), L)), splat(real(D * H * W), L)
         blocks = (C + GROUP * L - 1) // (GROUP * L)
         for job in range(start, stop):
