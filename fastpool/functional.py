@@ -376,10 +376,8 @@ _NORMS = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
 
 
 def _lp(caller: str, rank: int) -> Function:
-    @functools.lru_cache(maxsize=64)
-    def asking(p: float) -> tuple[Any, tuple[float, ...]]:
-        kind = KINDS[_NORMS.get(p, "lp" if p > 0 else "lp_negative")]
-        return _asking(caller, rank, kind), (p,) if kind.parameters else ()
+    # Made here, not when asked for: torch.compile cannot trace the making of a cache.
+    asking = {name: _asking(caller, rank, KINDS[name]) for name in ("lp", "lp_negative", *_NORMS.values())}
 
     def pool(
         input: torch.Tensor,
@@ -401,9 +399,8 @@ def _lp(caller: str, rank: int) -> Function:
         limits = torch.finfo(torch.float32)
         if p != math.inf and not limits.tiny <= abs(p) <= limits.max:
             raise ValueError(f"{caller}: norm_type {norm_type!r} is outside float32's range, {limits.tiny} to {limits.max}")
-        asked, parameters = (asking.__wrapped__ if _is_compiling() else asking)(p)
-        op = asked(kernel_size, stride, padding, dilation, ceil_mode)
-        return _pooled(input, op.at(parameters) if parameters else op)
+        op = asking[_NORMS.get(p, "lp" if p > 0 else "lp_negative")](kernel_size, stride, padding, dilation, ceil_mode)
+        return _pooled(input, op.at((p,)) if op.kind.parameters else op)
 
     pool.__doc__ = """The p-norm of each window, (sum |x|^p)^(1/p), p = ``norm_type``: any number but 0; math.inf gives the largest |x|.
 
