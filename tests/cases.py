@@ -24,6 +24,7 @@ GEOMETRIES = {
     "stride-over-kernel-ceil": ((1, 4, 11, 26), window((2, 2), (3, 3), (1, 1), ceil_mode=True)),
     "9x9s1p4": ((1, 2, 11, 20), window((9, 9), (1, 1), (4, 4))),
     "7x7s7": ((1, 33, 7, 42), window((7, 7))),
+    "3x3s2p1-wide": ((1, 2, 5, 3001), window((3, 3), (2, 2), (1, 1))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
 LONG = {
@@ -40,6 +41,10 @@ DEEP = {
     "3d-window-is-input": ((2, 2, 3, 4, 5), window((3, 4, 5))),
 }
 GEOMETRIES |= LONG | DEEP
+EVERY_NEST = (
+    "3x3s2p1", "3x3s2p1-wide", "asymmetric-dilated", "9x9s1p4", "7x7s7", "window-is-input", "1d-3s2p1-ceil", "3d-3s2p1-ceil",
+)  # fmt: skip
+"""Of GEOMETRIES, enough to send a pooling type through each loop nest."""
 """name -> (shape, window): odd sizes, size 1, window = input, columns below and above a register, each nest's every specialisation."""
 
 

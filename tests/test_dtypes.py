@@ -1,4 +1,4 @@
-"""Every dtype: selections bit for bit, sums no less accurate than torch's own, over nests, ranks and layouts; and more than 2**31 elements."""
+"""Every dtype: selections bit for bit, sums no less accurate than torch's own, over nests; and more than 2**31 elements."""
 
 import math
 import os

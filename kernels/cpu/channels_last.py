@@ -37,54 +37,54 @@ DRAWN = 2048
 """Channels whose draws at four pixels are made together; of more, each is made alone."""
 
 
-def _access(lanes, bounded):
-    """(fetch, put): a register of channels c, c + 1, ... < C of the pixel at an offset."""
+def _access(lanes):
+    """(fetch, put): a register of channels c, c + 1, ... of the pixel at an offset, all of them if ``whole``, or those below C."""
 
     @jitable
-    def fetch(x, pixel, c, C, fill):
-        if bounded:
-            return load_masked(x, pixel + c, between(c, 1, 0, C, lanes), fill)
-        return load(x, pixel + c, lanes)
+    def fetch(x, pixel, c, C, whole, fill):
+        if whole:
+            return load(x, pixel + c, lanes)
+        return load_masked(x, pixel + c, between(c, 1, 0, C, lanes), fill)
 
     @jitable
-    def put(y, pixel, c, C, value):
-        if bounded:
-            store_masked(y, pixel + c, value, between(c, 1, 0, C, lanes))
-        else:
+    def put(y, pixel, c, C, whole, value):
+        if whole:
             store(y, pixel + c, value)
+        else:
+            store_masked(y, pixel + c, value, between(c, 1, 0, C, lanes))
 
     return fetch, put
 
 
-def _window(step, tapped, lanes, registers, bounded):
+def _window(step, tapped, lanes, registers):
     """(states, args) -> states, one a register, through the taps inside of one window."""
-    fetch, _ = _access(lanes, bounded)
+    fetch, _ = _access(lanes)
 
     @jitable
     def stepped(states, i, args):
-        x, pixel, c, C, fill, tap, p = args
-        return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, fill), tap, p))
+        x, pixel, c, C, whole, fill, tap, p = args
+        return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, whole, fill), tap, p))
 
     @jitable
     def taps(states, args):
-        x, origin, steps, slices, lines, columns, c, C, KH, KW, fill, p = args
+        x, origin, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p = args
         for kd in range(slices[0], slices[1]):
             for kh in range(lines[0], lines[1]):
                 row = origin + kd * steps[0] + kh * steps[1]
                 for kw in range(columns[0], columns[1]):
                     tap = splat(tapped((kd * KH + kh) * KW + kw), lanes)
-                    states = unroll(stepped, registers, states, (x, row + kw * steps[2], c, C, fill, tap, p))
+                    states = unroll(stepped, registers, states, (x, row + kw * steps[2], c, C, whole, fill, tap, p))
         return states
 
     return taps
 
 
-def _pooled(kind, dtype, saved, saves, lanes, registers, bounded):
+def _pooled(kind, dtype, saved, saves, lanes, registers):
     """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
-    window, survey = (_window(step, tapped, lanes, registers, bounded) for step in (A.step, A.survey or A.step))
-    _, put = _access(lanes, bounded)
+    window, survey = (_window(step, tapped, lanes, registers) for step in (A.step, A.survey or A.step))
+    _, put = _access(lanes)
 
     @jitable
     def begun(states, i, args):
@@ -100,23 +100,23 @@ def _pooled(kind, dtype, saved, saves, lanes, registers, bounded):
 
     @jitable
     def ended(states, i, args):
-        y, kept, out, c, C, count, size, p = args
+        y, kept, out, c, C, whole, count, size, p = args
         value, choice = finish(phase(states, i), count, size, p)
-        put(y, out, c + i * L, C, value)
+        put(y, out, c + i * L, C, whole, value)
         if saves:
-            put(kept, out, c + i * L, C, convert(choice, saved))
+            put(kept, out, c + i * L, C, whole, convert(choice, saved))
         return states
 
     @jitable
     def pool(y, kept, out, tap, count, size, draws, args):
-        c, C, p = args[6], args[7], args[11]
+        c, C, whole, p = args[6], args[7], args[8], args[12]
         zero = splat(real(0), L)
         totals = repeat(zero, registers)
         if surveys:
             totals = survey(totals, args)
         states = repeat(begin(zero, splat(tapped(tap), L), zero, zero), registers)
         states = unroll(begun, registers, states, (totals, tap, *draws))
-        unroll(ended, registers, window(states, args), (y, kept, out, c, C, splat(count, L), splat(size, L), p))
+        unroll(ended, registers, window(states, args), (y, kept, out, c, C, whole, splat(count, L), splat(size, L), p))
 
     return pool
 
@@ -129,9 +129,7 @@ def forward(kind, dtype, saved, saves, lanes):
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
-    several, inside, bounded = (
-        _pooled(kind, dtype, saved, saves, lanes, *form) for form in ((GROUP, False), (1, False), (1, True))
-    )  # fmt: skip
+    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers) for registers in (GROUP, 1))
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -160,56 +158,55 @@ def forward(kind, dtype, saved, saves, lanes):
                     fill_draws(array, DRAWN, r * OW + ow, n * C, C, k0, k1)
                 c = 0
                 while c < C:
-                    window = x, row + edge, steps, slices, lines, columns, c, C, KH, KW, fill, p
                     at = (r * OW + ow) % 4 * DRAWN + c if C <= DRAWN else -1
                     draws = array, at, r * OW + ow, n * C + c, k0, k1
                     if c + GROUP * L <= C:
+                        window = x, row + edge, steps, slices, lines, columns, c, C, True, KH, KW, fill, p
                         several(y, kept, out, tap, count, size, draws, window)
                         c += GROUP * L
-                    elif c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end):
-                        inside(y, kept, out, tap, count, size, draws, window)
-                        c += L
                     else:
-                        bounded(y, kept, out, tap, count, size, draws, window)
+                        whole = c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end)
+                        window = x, row + edge, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p
+                        one(y, kept, out, tap, count, size, draws, window)
                         c += L
 
     return kernel
 
 
-def _gathered(kind, dtype, saved, lanes, registers, bounded):
+def _gathered(kind, dtype, saved, lanes, registers):
     """The gradient of one pixel's channels c .. c + registers * lanes - 1, from the windows that hold it, stored at ``target``."""
     A, L, real = arithmetic(kind), lanes, number(dtype)
     share, reads_values, reads_saved, residue = A.share, A.reads_values, A.reads_saved, number(saved)
-    fetch, put = _access(lanes, bounded)
+    fetch, put = _access(lanes)
 
     @jitable
     def given(acc, i, args):
-        gy, kept, y, here, out, tap, count, size, c, C, p = args
+        gy, kept, y, here, out, tap, count, size, c, C, whole, p = args
         zero, nothing = splat(real(0), L), splat(residue(0), L)
         at = c + i * L
-        v = fetch(y, out, at, C, zero) if reads_values else zero
-        k = fetch(kept, out, at, C, nothing) if reads_saved else nothing
-        return with_phase(acc, i, phase(acc, i) + share(fetch(gy, out, at, C, zero), phase(here, i), v, k, tap, count, size, p))
+        v = fetch(y, out, at, C, whole, zero) if reads_values else zero
+        k = fetch(kept, out, at, C, whole, nothing) if reads_saved else nothing
+        return with_phase(acc, i, phase(acc, i) + share(fetch(gy, out, at, C, whole, zero), phase(here, i), v, k, tap, count, size, p))
 
     @jitable
     def read(values, i, args):
-        x, pixel, c, C = args
-        return with_phase(values, i, fetch(x, pixel, c + i * L, C, splat(real(0), L)))
+        x, pixel, c, C, whole = args
+        return with_phase(values, i, fetch(x, pixel, c + i * L, C, whole, splat(real(0), L)))
 
     @jitable
     def written(acc, i, args):
-        gx, target, c, C = args
-        put(gx, target, c + i * L, C, phase(acc, i))
+        gx, target, c, C, whole = args
+        put(gx, target, c + i * L, C, whole, phase(acc, i))
         return acc
 
     @jitable
-    def gather(gx, target, pixel, c, args):
+    def gather(gx, target, pixel, c, whole, args):
         gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p = args
         pairs_d, pairs_h, pairs_w, counts_d, counts_h, counts_w = tables
         acc = repeat(splat(real(0), L), registers)
         here = acc
         if reads_values:
-            here = unroll(read, registers, here, (x, pixel, c, C))
+            here = unroll(read, registers, here, (x, pixel, c, C, whole))
         for i in range(near_d[0], near_d[1], 2):
             od, kd = pairs_d[i], pairs_d[i + 1]
             for j in range(near_h[0], near_h[1], 2):
@@ -218,8 +215,8 @@ def _gathered(kind, dtype, saved, lanes, registers, bounded):
                 for k in range(near_w[0], near_w[1], 2):
                     ow, tap = pairs_w[k], splat(residue(line_tap + pairs_w[k + 1]), L)
                     count = splat(line_count * counts_w[ow], L)
-                    acc = unroll(given, registers, acc, (gy, kept, y, here, (line + ow) * C, tap, count, size, c, C, p))
-        unroll(written, registers, acc, (gx, target, c, C))
+                    acc = unroll(given, registers, acc, (gy, kept, y, here, (line + ow) * C, tap, count, size, c, C, whole, p))
+        unroll(written, registers, acc, (gx, target, c, C, whole))
 
     return gather
 
@@ -231,7 +228,7 @@ def backward(kind, dtype, saved, lanes):
     y are read only by a reduction whose gradient needs them."""
     P, L, real = len(kind.parameters), lanes, number(dtype)
     reads_values = arithmetic(kind).reads_values
-    several, inside, bounded = (_gathered(kind, dtype, saved, lanes, *form) for form in ((GROUP, False), (1, False), (1, True)))
+    several, one = (_gathered(kind, dtype, saved, lanes, registers) for registers in (GROUP, 1))
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     def kernel(args, start, stop):
@@ -261,15 +258,12 @@ def backward(kind, dtype, saved, lanes):
                 c = 0
                 while c < C:
                     if c + GROUP * L <= C:
-                        several(gx, target, pixel, c, window)
+                        several(gx, target, pixel, c, True, window)
                         c += GROUP * L
-                    elif c + L <= C or (
-                        target + c + L <= (job + 1) * W * C and last + c + L <= y_end and (not reads_values or pixel + c + L <= x_end)
-                    ):
-                        inside(gx, target, pixel, c, window)
-                        c += L
                     else:
-                        bounded(gx, target, pixel, c, window)
+                        inside = target + c + L <= (job + 1) * W * C and last + c + L <= y_end
+                        whole = c + L <= C or (inside and (not reads_values or pixel + c + L <= x_end))
+                        one(gx, target, pixel, c, whole, window)
                         c += L
 
     return kernel
