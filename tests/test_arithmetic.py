@@ -155,7 +155,7 @@ def test_compiles_to_ptx(kind, dtype):
 
     else:
         finalise, share = compiled(kind.finalise), compiled(kind.share)
-        read = cuda.jit((lambda p: (p[0],)) if kind.parameters else (lambda p: ()), device=True)
+        read = cuda.jit((lambda p: (), lambda p: (p[0],), lambda p: (p[0], p[1]))[len(kind.parameters)], device=True)
         residue = compiled(kind.residue) if kind.residue else None
 
         def toy(x, gy, y, gx, p, n):
