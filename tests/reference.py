@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-PARAMETERS = {"lp": (3.0,), "lp_negative": (-2.0,)}
+PARAMETERS = {"lp": (3.0,), "lp_negative": (-2.0,), "gem": (3.0, 1e-6)}
 """What the tests pass to kinds that take parameters; -2 has an exact reciprocal, or the float64 truth would itself be off by the
 exponent's rounding times the logarithm of the sum."""
 
@@ -65,6 +65,11 @@ def stochastic_mean(v, inside, count, size):
     return torch.where(s == 0, 0, total(w * w) / s.where(s != 0, 1))
 
 
+def gem(v, inside, count, size, p, eps):
+    mean = total(v.clamp(min=eps).pow(p).where(inside, 0)) / inside.sum(-1).clamp(min=1)
+    return mean.pow(1 / p)
+
+
 REFERENCE = {
     "max": lambda v, inside, count, size: select(v, inside, "max"),
     "min": lambda v, inside, count, size: select(v, inside, "min"),
@@ -76,6 +81,7 @@ REFERENCE = {
     "lp_negative": lp,
     "stochastic": stochastic,
     "stochastic_mean": stochastic_mean,
+    "gem": gem,
 }
 
 
