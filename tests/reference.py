@@ -70,6 +70,13 @@ def gem(v, inside, count, size, p, eps):
     return mean.pow(1 / p)
 
 
+def soft(v, inside, count, size):
+    v = v.where(inside, -math.inf)
+    largest = v.amax(-1).detach()
+    weights = (v - largest.where(largest.isfinite(), 0)[..., None]).exp()
+    return (total(weights * v.where(v > -math.inf, 0)) / total(weights)).where(largest.isfinite(), largest)
+
+
 REFERENCE = {
     "max": lambda v, inside, count, size: select(v, inside, "max"),
     "min": lambda v, inside, count, size: select(v, inside, "min"),
@@ -82,6 +89,7 @@ REFERENCE = {
     "stochastic": stochastic,
     "stochastic_mean": stochastic_mean,
     "gem": gem,
+    "soft": soft,
 }
 
 
