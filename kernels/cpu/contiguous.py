@@ -157,7 +157,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
             for r in range(first_row, last):
                 slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
                 out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
-                rows_count, row_taps = splat(counts_d[od] * counts_h[oh], L), splat(tapped((slices[0] * KH + lines[0]) * KW), L)
+                rows_count, row_taps = splat(real(counts_d[od] * counts_h[oh]), L), splat(tapped((slices[0] * KH + lines[0]) * KW), L)
                 below = origin + (slices[1] - 1) * step_d + (lines[1] - 1) * step_h
                 for row in range(max(0, lines[1] - SH), lines[1]):
                     ask(x, origin + (slices[1] - 1) * step_d + row * step_h + far, W)

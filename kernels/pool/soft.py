@@ -66,6 +66,4 @@ DOC = """The softmax-weighted mean of each window, sum e^x x / sum e^x.  Not in 
     Padding, and -inf, have no weight; a window of nothing else gives -inf.  inf gives inf, NaN gives NaN.  No e^x overflows, however
     large x is.  Saved for backward: one number an output, besides input and output.
     """
-SOFT = Summing(
-    "soft", init, accumulate, finalise, share, combine=combine, neutral=lowest, residue=residue, face=Face("soft", "Soft", DOC)
-)
+SOFT = Summing("soft", init, accumulate, finalise, share, combine=combine, neutral=lowest, residue=residue, face=Face("soft", "Soft", DOC))
