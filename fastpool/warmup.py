@@ -33,8 +33,9 @@ from torch.utils._pytree import tree_leaves
 from . import conversion, runtime, terminal
 from . import functional as F
 
-MAPS = (56, 14, 7)
-"""Length of every axis of a map: more than a register of any dtype, less than one of float32 with AVX-512, less than one with AVX2."""
+MAPS = (112, 56, 14, 7)
+"""Length of every axis of a map: more than the nest of small maps takes; more than a register of any dtype; less than one of float32 with
+AVX-512, and with AVX2."""
 LARGE = 257
 """With this length a plane has more than 2**16 elements, and a global pooling saves 32 bits an output."""
 CHANNELS = 64
@@ -101,7 +102,7 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
     found = []
     for name, dtype in product(names, dtypes):
         parameters, dimensions = inspect.signature(getattr(F, name)).parameters, int(name[-2])
-        maps = MAPS if dimensions < 3 else MAPS[1:]
+        maps = MAPS if dimensions < 3 else MAPS[-2:]
         if thorough and dimensions == 2 and not {"kernel_size", "output_size"} & set(parameters):
             maps = (*maps, LARGE)
         for arguments, size, last in product(_arguments(parameters, thorough), maps, (False, True)):

@@ -219,7 +219,10 @@ every_function = pytest.mark.parametrize("function", POOLS, ids=lambda f: f.__na
 
 def test_every_function_is_in_the_list():
     faced = {
-        f"{whole}{kind.face.stem}_pool2d" for kind in KINDS.values() if kind.face and kind.parameters for whole in ("", "global_")
+        f"{whole}{kind.face.stem}_pool2d"
+        for kind in KINDS.values()
+        if kind.face and kind.name not in ("max", "min", "l2")
+        for whole in ("", "global_")
     }  # tests/test_faces.py
     assert {function.__name__ for function in POOLS} == {name for name in F.__all__ if name.endswith("2d")} - faced - {"max_unpool2d"}
 

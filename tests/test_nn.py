@@ -44,7 +44,7 @@ UNPOOLS = [f"MaxUnpool{rank}d" for rank in RANKS]
 FACES = {
     f"{whole}{kind.face.title}Pool{rank}d"
     for kind in KINDS.values()
-    if kind.face and kind.parameters
+    if kind.face and kind.name not in ("max", "min", "l2")
     for whole in ("", *["Global"] * bool(kind.combine))
     for rank in RANKS
 }

@@ -18,9 +18,7 @@ from fastpool.functional import _pooled, _with_indices
 def places(kinds):
     """(kind, geometry, dtype): a kernel takes a second or two to compile, and neither a nest nor a pooling type knows the other, so a few
     types go everywhere, and the others, and float64, through each nest."""
-    everywhere = [
-        (kind, name, "f32") for kind in kinds for name in GEOMETRIES if kind in ("max", "avg", "l2") or name in EVERY_NEST
-    ]
+    everywhere = [(kind, name, "f32") for kind in kinds for name in GEOMETRIES if kind in ("max", "avg", "l2") or name in EVERY_NEST]
     return everywhere + [(kind, name, "f64") for kind in kinds for name in ("3x3s2p1", "9x9s1p4", "asymmetric-dilated")]
 
 

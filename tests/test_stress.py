@@ -43,6 +43,8 @@ def one(r):
     try:
         expected = theirs(b, *arguments, ceil_mode=ceil)
     except RuntimeError:
+        if rank == 3:  # torch compares a window with the input as if there were no padding
+            return False
         with pytest.raises(RuntimeError):
             ours(a, *arguments, ceil_mode=ceil)
         return False
