@@ -28,6 +28,8 @@ from numba import types
 from numba.core import ccallback, registry
 from numba.core.caching import CompileResultCacheImpl, NullCache, _Cache
 
+from .pipeline import Whole
+
 HERE = Path(__file__).parent
 WORKER = types.void(types.CPointer(types.int64), types.int64, types.int64)
 
@@ -237,7 +239,7 @@ def specialised(factory):
         name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
         key = f"{factory.__module__}.{factory.__qualname__}({', '.join(map(_describe, constants))})"
         # numpy's error model: no branch for a division by zero in a worker, which could not raise.
-        worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"})
+        worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"}, Whole)
         worker._cache = cache(name, key, factory.__code__.co_filename)
         worker.compile()
         return Worker(name, worker.address, _SERIAL(worker.address), worker)

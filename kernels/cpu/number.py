@@ -5,9 +5,10 @@ import functools
 from numba import njit
 
 from .. import elementary, number, simd
+from ..pipeline import Part
 
 # forceinline leaves inlining to LLVM: a backward nest compiles in 0.5 s where Numba's own inline="always" took 0.9.
-jitable = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+jitable = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", pipeline_class=Part)
 
 _BUILT = {function.__name__: function for function in (elementary.exp, elementary.log, elementary.power)}
 WORDS = {word.__name__: getattr(simd, word.__name__) for word in number.WORDS + number.BUILDING if word.__name__ not in _BUILT}
