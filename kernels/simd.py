@@ -310,20 +310,25 @@ def convert(tyctx, x, dtype):
 
 
 @intrinsic(prefer_literal=True)
-def swap_lanes(tyctx, x, distance):
-    """Lane i of the result is lane i ^ distance of x, a Vec or a tuple of Vecs: log2(lanes) such steps combine all lanes."""
-    d = distance.literal_value
-
-    def swapped(b, vec, value):
-        picks = _constant(vec.lanes, I32, [i ^ d for i in range(vec.lanes)])
-        return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picks)
+def exchange(tyctx, x, y, distance):
+    """Two of a kind (Vecs, or tuples of Vecs): lane i of the first is lane i, and of the second lane i ^ distance, of x where
+    i & distance is 0 and of y elsewhere.  A combination of the two holds x's lanes in its lanes of the one sort, y's in the other."""
+    d, vecs = distance.literal_value, (x,) if isinstance(x, Vec) else tuple(x)
+    result = types.UniTuple(x, 2)
 
     def codegen(ctx, b, sig, args):
-        if isinstance(x, Vec):
-            return swapped(b, x, args[0])
-        return ctx.make_tuple(b, x, [swapped(b, vec, b.extract_value(args[0], i)) for i, vec in enumerate(x.types)])
+        halves = []
+        for flip in (0, d):
+            found = []
+            for i, vec in enumerate(vecs):
+                pair = args[:2] if isinstance(x, Vec) else [b.extract_value(value, i) for value in args[:2]]
+                picks = [(lane ^ flip) + (vec.lanes if lane & d else 0) for lane in range(vec.lanes)]
+                found.append(b.shuffle_vector(*pair, _constant(vec.lanes, I32, picks)))
+            halves.append(found[0] if isinstance(x, Vec) else ctx.make_tuple(b, x, found))
+        return ctx.make_tuple(b, result, halves)
 
-    return x(x, distance), codegen
+    if x == y:
+        return result(x, y, distance), codegen
 
 
 @intrinsic
@@ -357,13 +362,15 @@ highest = _limit(lambda dtype: np.inf if dtype.kind == "f" else np.iinfo(dtype).
 
 @intrinsic
 def unit(tyctx, bits, x):
-    """32 random bits a lane as numbers of x's dtype in [0, 1): the top 24 for float32, all 32 for float64."""
+    """32 random bits a lane, the low ones, as numbers of x's dtype in [0, 1): the top 24 for float32, all 32 for float64."""
     kept = 32 if x.dtype == types.float64 else 24
 
     def codegen(ctx, b, sig, args):
-        shifted = b.lshr(args[0], _constant(bits.lanes, I32, [32 - kept] * bits.lanes))
-        scale = _constant(x.lanes, _scalar_ir(x.dtype), [2.0**-kept] * x.lanes)
-        return b.fmul(b.uitofp(shifted, _vec_ir(x)), scale)
+        word = b.trunc(args[0], ir.VectorType(I32, bits.lanes)) if bits.dtype.bitwidth == 64 else args[0]
+        shifted = b.lshr(word, _constant(bits.lanes, I32, [32 - kept] * bits.lanes))
+        # 24 bits have no sign; to convert an unsigned number takes several instructions without AVX-512.
+        found = (b.uitofp if kept == 32 else b.sitofp)(shifted, _vec_ir(x))
+        return b.fmul(found, _constant(x.lanes, _scalar_ir(x.dtype), [2.0**-kept] * x.lanes))
 
     return x(bits, x), codegen
 
@@ -439,20 +446,6 @@ def load_one(tyctx, x, offset, lanes):
         return _broadcast(b, b.extract_element(value, ir.Constant(I32, 0)), vec.lanes)
 
     return vec(x, types.int64, lanes), codegen
-
-
-@intrinsic
-def store_one(tyctx, y, offset, x):
-    """y[offset] = lane 0 of x."""
-    one = Vec(x.dtype, 1)
-
-    def codegen(ctx, b, sig, args):
-        first = b.shuffle_vector(args[2], args[2], _constant(1, I32, [0]))
-        _store_whole(b, _at(b, args[0], args[1]), one, y.dtype, first)
-        return ctx.get_dummy_value()
-
-    if number(y.dtype) == x.dtype:
-        return types.void(y, types.int64, x), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -798,14 +791,21 @@ fused = _llvm_function("fma", 3)  # an instruction of AVX2 and NEON; an older CP
 
 @intrinsic
 def multiply_wide(tyctx, x, y):
-    """The 64-bit products of two Vecs of uint32 as (high, low) Vecs of uint32."""
-    result = types.UniTuple(x, 2)
+    """The 64-bit products of two Vecs of uint32 as (high, low) Vecs of uint32.
+
+    Vecs of uint64 whose low halves are meant stay so, with anything in the high halves: an instruction multiplies such a pair as it
+    lies, and nothing is moved between 32 and 64 bits from one product to the next.
+    """
+    result, lanes = types.UniTuple(x, 2), x.lanes
 
     def codegen(ctx, b, sig, args):
-        wide = ir.VectorType(I64, x.lanes)
+        wide, shift = ir.VectorType(I64, lanes), _constant(lanes, I64, [32] * lanes)
+        if x.dtype.bitwidth == 64:
+            low = _constant(lanes, I64, [0xFFFFFFFF] * lanes)
+            product = b.mul(b.and_(args[0], low), b.and_(args[1], low))
+            return ctx.make_tuple(b, result, [b.lshr(product, shift), product])
         product = b.mul(b.zext(args[0], wide), b.zext(args[1], wide))
-        high = b.lshr(product, _constant(x.lanes, I64, [32] * x.lanes))
-        return ctx.make_tuple(b, result, [b.trunc(high, _vec_ir(x)), b.trunc(product, _vec_ir(x))])
+        return ctx.make_tuple(b, result, [b.trunc(b.lshr(product, shift), _vec_ir(x)), b.trunc(product, _vec_ir(x))])
 
     return result(x, y), codegen
 

@@ -29,6 +29,7 @@ from fastpool.kernels.simd import (
     bits_of,
     by_width,
     convert,
+    exchange,
     first_lane,
     from_bits,
     fused,
@@ -55,13 +56,12 @@ from fastpool.kernels.simd import (
     store_masked,
     store_phases,
     store_phases_between,
-    swap_lanes,
     unit,
     unroll,
     where,
     with_phase,
 )
-from numba import cfunc, float32, float64, int32, int64, types, uint8, uint32
+from numba import cfunc, float32, float64, int32, int64, types, uint8, uint32, uint64
 from numba.core.errors import TypingError
 
 
@@ -266,6 +266,11 @@ def wide_products(this, lanes):
             high, low = multiply_wide(load(x, at, L), load(y, at, L))
             store(out, at, high)
             store(out, n + at, low)
+            # In 64 bits only the low halves count.
+            noise = splat(uint64(0xABCD << 32), L)
+            high, low = multiply_wide(convert(load(x, at, L), uint64) | noise, convert(load(y, at, L), uint64) | noise)
+            store(out, 2 * n + at, convert(high, uint32))
+            store(out, 3 * n + at, convert(low, uint32))
 
     return kernel
 
@@ -273,10 +278,10 @@ def wide_products(this, lanes):
 @all_lanes
 def test_multiply_wide(lanes):
     x, y = pairs(uint32)
-    out = np.empty((2, x.size), np.uint32)
+    out = np.empty((4, x.size), np.uint32)
     run(wide_products(THIS, lanes), x, y, out, x.size)
     product = x.astype(np.uint64) * y
-    assert_same_bits(out, np.stack([product >> 32, product & 0xFFFFFFFF]).astype(np.uint32))
+    assert_same_bits(out, np.stack([product >> 32, product & 0xFFFFFFFF] * 2).astype(np.uint32))
 
 
 MEANINGLESS = {
@@ -322,11 +327,13 @@ def making(this, dtype, lanes):
         store(out, L, like(v, 5))
         store(out, 2 * L, lowest(v))
         store(out, 3 * L, highest(v))
-        store(out, 4 * L, swap_lanes(v, 1))
-        a, b = swap_lanes((v, w), half)
-        store(out, 5 * L, a)
-        store(out, 6 * L, b)
-        store(out, 7 * L, splat(first_lane(w), L))
+        a, b = exchange(v, w, 1)
+        store(out, 4 * L, a)
+        store(out, 5 * L, b)
+        a, b = exchange(v, w, half)
+        store(out, 6 * L, a)
+        store(out, 7 * L, b)
+        store(out, 8 * L, splat(first_lane(w), L))
 
     return kernel
 
@@ -336,13 +343,13 @@ def making(this, dtype, lanes):
 def test_making_vecs_and_moving_lanes(dtype, lanes):
     kind, L = numpy_dtype(dtype), lanes
     x = np.arange(7, 7 + 2 * L).astype(kind)
-    out = np.empty((8, L), kind)
+    out = np.empty((9, L), kind)
     run(making(THIS, dtype, L), x, out)
     v, w, lane = x[:L], x[L:], np.arange(L)
     lowest, highest = (-np.inf, np.inf) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
     constants = [np.full(L, value, kind) for value in (x[3], 5, lowest, highest)]
-    swapped = [v[lane ^ 1], v[lane ^ L // 2], w[lane ^ L // 2]]
-    assert_same_bits(out, np.stack([*constants, *swapped, np.full(L, w[0])]))
+    exchanged = [np.where(lane & d, w[lane ^ flip], v[lane ^ flip]) for d in (1, L // 2) for flip in (0, d)]
+    assert_same_bits(out, np.stack([*constants, *exchanged, np.full(L, w[0])]))
 
 
 @specialised
@@ -353,7 +360,8 @@ def other_scalars(this, lanes):
         singles, doubles, tuples = pointer(args, 0, float32), pointer(args, 1, float64), pointer(args, 2, int64)
         v = splat(float32(0.5), L)
         # The lanes of a tuple may be of several dtypes: a reduction's value and tap.
-        value, tap = swap_lanes((lane_index(int32, L), convert(lane_index(int32, L), int64)), 1)
+        pair = lane_index(int32, L), convert(lane_index(int32, L), int64)
+        value, tap = exchange(pair, pair, 1)[1]
         store(singles, 0, like(v, 0.1))
         store(singles, L, like(v, -3))
         store(doubles, 0, like(convert(v, float64), 0.1))
@@ -428,6 +436,9 @@ def units(this, lanes):
         for at in range(0, n, L):
             store(singles, at, unit(load(words, at, L), splat(float32(0), L)))
             store(doubles, at, unit(load(words, at, L), splat(float64(0), L)))
+            wide = convert(load(words, at, L), uint64) | splat(uint64(1 << 40), L)  # whose low halves count
+            store(singles, n + at, unit(wide, splat(float32(0), L)))
+            store(doubles, n + at, unit(wide, splat(float64(0), L)))
 
     return kernel
 
@@ -435,10 +446,10 @@ def units(this, lanes):
 @all_lanes
 def test_unit_equals_the_scalar_word_and_never_reaches_one(lanes):
     words = pairs(uint32)[0]
-    singles, doubles = np.empty(words.size, np.float32), np.empty(words.size)
+    singles, doubles = np.empty((2, words.size), np.float32), np.empty((2, words.size))
     run(units(THIS, lanes), words, singles, doubles, words.size)
     for found, zero in (singles, np.float32(0)), (doubles, np.float64(0)):
-        assert_same_bits(found, np.array([number.unit(word, zero) for word in words]))
+        assert_same_bits(found, np.array([[number.unit(word, zero) for word in words]] * 2))
         assert found.min() == 0
         assert found.max() < 1
 

@@ -25,7 +25,6 @@ from fastpool.kernels.simd import (
     store,
     store_each,
     store_masked,
-    store_one,
     store_phases,
     store_phases_between,
     store_rows,
@@ -58,7 +57,7 @@ def every_access(this, dtype, lanes):
             scatter_between(out, 4 * n, at + 1, 2, 0, n, gather_between(x, 0, at + 1, 2, 0, n, fill))
             store_rows(out, 5 * n + at, L, 2, load_rows(x, at, L, 2, 1, L))
             for k in range(2 * L):
-                store_one(out, 6 * n + at + k, load_one(x, at + k, L))
+                store_masked(out, 6 * n + at + k, load_one(x, at + k, L), between(0, 1, 0, 1, L))
 
     return kernel
 

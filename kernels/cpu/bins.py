@@ -1,6 +1,7 @@
 """Loop nests over contiguous maps for windows that lie side by side: a map in one piece (global), adaptive bins, strides over MOST_STRIDE.
 
-Lanes run along a row inside one window, and are combined at its end.  A job is a row of outputs, or of inputs, of one plane.
+Lanes run along a row inside one window.  As many windows as there are lanes go together: each has a register of partial results, in
+L1 while its rows are read, and at the end all are combined across lanes at once.  A job is a row of outputs, or of inputs, of one plane.
 """
 
 from numba import int32, int64
@@ -12,20 +13,22 @@ from ..simd import (
     integers,
     lane_index,
     load,
+    load_each,
     load_masked,
     load_one,
     number,
     numbers,
     pointer,
     splat,
+    stacked,
     store,
+    store_each,
     store_masked,
-    store_one,
     where,
 )
 from .number import jitable
-from .reduction import arithmetic
-from .sums import across_lanes, cascade
+from .reduction import arithmetic, arrays, bare, members, tupled
+from .sums import cascade, transposed
 
 
 @specialised
@@ -33,15 +36,15 @@ def forward(kind, dtype, saved, saves, lanes):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, C, D and
     H, and its end; dilated strides of slices and rows; KD, KH, KW; the seed's halves; the reduction's parameters.  y and
     saved are dense."""
-    A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
+    A, P, L, real, parts = arithmetic(kind), len(kind.parameters), lanes, number(dtype), members(kind, number(dtype))
     neutral, begin, step, combine, finish = A.neutral, A.begin, A.step, A.combine, A.finish
-    across = across_lanes(combine, lanes)
+    scratch, bare_of, tuple_of, across = arrays(parts, lanes * lanes), bare(parts), tupled(parts), transposed(combine, parts, lanes)
 
     @jitable
     def fetch(x, row, at, length, x_end, fill):
         if at + L <= length:
             return load(x, row + at, L)
-        inside = between(at, 1, 0, length, L) if at < length else between(0, 1, 0, 0, L)
+        inside = between(at, 1, 0, length, L)
         if row + at + L <= x_end:
             return where(inside, load(x, row + at, L), fill)
         return load_masked(x, row + at, inside, fill)
@@ -55,12 +58,15 @@ def forward(kind, dtype, saved, saves, lanes):
     def block(start, stop, args):
         x, row, length, x_end, first, fill, p = args
         a = b = c = d = empty()
-        for at in range(start, stop, 4 * L):
+        whole = start + (stop - start) // (4 * L) * (4 * L)
+        for at in range(start, whole, 4 * L):
             tap = splat(int32(first + at), L) + lane_index(int32, L)
-            a = step(a, fetch(x, row, at, length, x_end, fill), tap, p)
-            b = step(b, fetch(x, row, at + L, length, x_end, fill), tap + splat(int32(L), L), p)
-            c = step(c, fetch(x, row, at + 2 * L, length, x_end, fill), tap + splat(int32(2 * L), L), p)
-            d = step(d, fetch(x, row, at + 3 * L, length, x_end, fill), tap + splat(int32(3 * L), L), p)
+            a = step(a, load(x, row + at, L), tap, p)
+            b = step(b, load(x, row + at + L, L), tap + splat(int32(L), L), p)
+            c = step(c, load(x, row + at + 2 * L, L), tap + splat(int32(2 * L), L), p)
+            d = step(d, load(x, row + at + 3 * L, L), tap + splat(int32(3 * L), L), p)
+        for at in range(whole, stop, L):
+            a = step(a, fetch(x, row, at, length, x_end, fill), splat(int32(first + at), L) + lane_index(int32, L), p)
         return combine(combine(a, b), combine(c, d))
 
     long_row, unit = cascade(block, combine, empty, 4 * L)
@@ -72,28 +78,54 @@ def forward(kind, dtype, saved, saves, lanes):
         C, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, x_end, step_d, step_h, KD, KH, KW = integers(args, 9, 14)
         p = numbers(args, 25, P, real, L)
         fill, size = neutral(splat(real(0), L)), splat(real(KD * KH * KW), L)
-        for job in range(start, stop):
-            plane, r = job // (OD * OH), job % (OD * OH)
-            od, oh = r // OH, r % OH
-            source = plane // C * stride_n + plane % C * stride_c + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
-            for ow in range(OW):
-                first = spans_w[3 * ow + 1]
-                length, total = spans_w[3 * ow + 2] - first, empty()
+        states, counts = scratch(), stacked(L, real)
+        plane, od, oh, ow = start // (OD * OH), start // OH % OD, start % OH, 0
+        n, c = plane // C, plane % C
+        for out in range(start * OW, stop * OW, L):
+            filled, several = 0, min(L, stop * OW - out)
+            for i in range(L):
+                store_each(states, i * L, tuple_of(empty()))
+            while filled < several:
+                # The windows of one row of outputs go through their rows together, so that memory is read in its order.
+                run, row_count = min(OW - ow, several - filled), counts_d[od] * counts_h[oh]
+                source = n * stride_n + c * stride_c + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
                 for kd in range(spans_d[3 * od + 1], spans_d[3 * od + 2]):
                     for kh in range(spans_h[3 * oh + 1], spans_h[3 * oh + 2]):
-                        row, tap = source + kd * step_d + kh * step_h + spans_w[3 * ow] + first, (kd * KH + kh) * KW + first
-                        if length <= L:
-                            taps = splat(int32(tap), L) + lane_index(int32, L)
-                            total = step(total, fetch(x, row, 0, length, x_end, fill), taps, p)
-                        elif length <= unit:
-                            total = combine(total, block(0, length, (x, row, length, x_end, tap, fill, p)))
-                        else:
-                            total = combine(total, long_row(0, length, (x, row, length, x_end, tap, fill, p)))
-                count = splat(counts_d[od] * counts_h[oh] * counts_w[ow], L)
-                value, choice = finish(across(total), count, size, p)
-                store_one(y, job * OW + ow, value)
+                        line, line_tap = source + kd * step_d + kh * step_h, (kd * KH + kh) * KW
+                        for i in range(run):
+                            first, at = spans_w[3 * (ow + i) + 1], (filled + i) * L
+                            length, row, tap = spans_w[3 * (ow + i) + 2] - first, line + spans_w[3 * (ow + i)] + first, line_tap + first
+                            state = bare_of(load_each(states, at, L))
+                            if length <= 4 * L:
+                                for there in range(0, length, L):
+                                    taps = splat(int32(tap + there), L) + lane_index(int32, L)
+                                    state = step(state, fetch(x, row, there, length, x_end, fill), taps, p)
+                            elif length <= unit:
+                                state = combine(state, block(0, length, (x, row, length, x_end, tap, fill, p)))
+                            else:
+                                state = combine(state, long_row(0, length, (x, row, length, x_end, tap, fill, p)))
+                            store_each(states, at, tuple_of(state))
+                for i in range(run):
+                    counts[filled + i] = row_count * counts_w[ow + i]
+                filled, ow = filled + run, ow + run
+                if ow == OW:
+                    ow, oh = 0, oh + 1
+                    if oh == OH:
+                        oh, od = 0, od + 1
+                        if od == OD:
+                            od, c = 0, c + 1
+                            if c == C:
+                                c, n = 0, n + 1
+            value, choice = finish(across(states), load(counts, 0, L), size, p)
+            if several == L:
+                store(y, out, value)
                 if saves:
-                    store_one(kept, job * OW + ow, convert(choice, saved))
+                    store(kept, out, convert(choice, saved))
+            else:
+                inside = between(0, 1, 0, several, L)
+                store_masked(y, out, value, inside)
+                if saves:
+                    store_masked(kept, out, convert(choice, saved), inside)
 
     return kernel
 

@@ -139,7 +139,7 @@ def forward(kind, dtype, saved, saves, lanes):
         steps = integers(args, 18, 3)
         KD, KH, KW, SH, SW, k0, k1 = integers(args, 21, 7)
         p, fill, size = numbers(args, 28, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
-        array = stacked(room, real)
+        array, drawn = stacked(room, real), (-1, -1)
         for job in range(start, stop):
             n, r = job // (OD * OH), job % (OD * OH)
             od, oh = r // OH, r % OH
@@ -154,7 +154,8 @@ def forward(kind, dtype, saved, saves, lanes):
                 for kh in range(max(lines[0], lines[1] - SH), lines[1]):  # the rows that this row of outputs is the first to read
                     ask(x, row + edge + (slices[1] - 1) * steps[0] + kh * steps[1] + far, SW * C)
                 out, tap, count = (job * OW + ow) * C, row_tap + columns[0], row_count * counts_w[ow]
-                if drawing and C <= DRAWN and (ow == 0 or (r * OW + ow) % 4 == 0):
+                if drawing and C <= DRAWN and (n, (r * OW + ow) // 4) != drawn:
+                    drawn = n, (r * OW + ow) // 4
                     fill_draws(array, DRAWN, r * OW + ow, n * C, C, k0, k1)
                 c = 0
                 while c < C:

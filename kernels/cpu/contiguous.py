@@ -43,7 +43,7 @@ from .number import jitable
 from .reduction import arithmetic, draws_of_plane, index
 
 DRAWN = 1024
-"""Outputs of a row whose draws are made together; a multiple of every number of lanes."""
+"""Outputs whose draws are made together; a multiple of every number of lanes."""
 
 
 def _over_taps(body, taps):
@@ -154,6 +154,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
             plane, first_row = job // bands, job % bands * band
             source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
             od, oh, y_end = first_row // OH, first_row % OH, (plane * height + last) * OW
+            drawn_start = drawn_end = 0
             for r in range(first_row, last):
                 slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
                 out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
@@ -167,9 +168,11 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                 row_stops, ow = stops, 0
                 for first in range(0, OW, chunk):
                     end, stops = min(OW, first + chunk), min(row_stops, first + chunk)
-                    drawn_at = (r * OW + first) % 4 - first
-                    if draws:
-                        fill_draws(drawn, r * OW + first, end - first, plane, k0, k1)
+                    if draws and r * OW + end > drawn_end:
+                        drawn_end = min(last * OW, r * OW + first + DRAWN)
+                        drawn_start = (r * OW + first) // 4 * 4
+                        fill_draws(drawn, drawn_start, drawn_end - drawn_start, plane, k0, k1)
+                    drawn_at = r * OW - drawn_start
                     while ow < end:
                         if near <= ow < stops:
                             for at in range(ow, stops, L):

@@ -285,7 +285,8 @@ def _small_forward(geometry, dtype):
     stride = max(pw + _rounded(width, lanes), (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes)
     direct = number(dtype) == dtype and ph == pw == 0 and rows == height and (out_w - 1) * sw + kw <= width
     extent = (rows - 1) * geometry.strides[3] + (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes
-    fits = (rows + 1) * stride <= small.ROOM and out_h * out_w + 8 * native_lanes(dtype) <= small.ROOM
+    room = small.ROOM if direct or sw == 1 else small.COPIED
+    fits = (rows + 1) * stride <= room and out_h * out_w + 8 * native_lanes(dtype) <= small.ROOM
     return _Small(lanes, together, rows, stride, (direct, extent)) if fits else None
 
 

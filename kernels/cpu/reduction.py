@@ -3,12 +3,13 @@
 import functools
 from typing import Any, NamedTuple
 
-from numba import int32, uint8, uint16, uint32
+import numpy as np
+from numba import int32, uint8, uint16, uint32, uint64
 
 from .. import number as vocabulary
 from .. import random
 from ..pool import Selecting
-from ..simd import lane_index, number, splat, store, store_phases
+from ..simd import lane_index, number, splat, stacked, store, store_phases
 from .number import compiled, jitable
 
 
@@ -123,6 +124,35 @@ def _summing(kind, neutral, init, accumulate, combine):
     )
 
 
+def members(kind, real):
+    """The dtypes of a state's members."""
+    if isinstance(kind, Selecting):
+        return real, int32
+    state = kind.init(np.float32(0))
+    return (real,) * (len(state) if isinstance(state, tuple) else 1)
+
+
+@functools.cache
+def bare(parts):
+    """A state as the reduction knows it, from a tuple of its members: one alone is no tuple there."""
+    return jitable((lambda state: state) if len(parts) > 1 else (lambda state: state[0]))
+
+
+@functools.cache
+def tupled(parts):
+    """The tuple of a state's members."""
+    return jitable((lambda state: state) if len(parts) > 1 else (lambda state: (state,)))
+
+
+def arrays(parts, count):
+    """() -> one array on the stack for each member of a state."""
+    if len(parts) == 1:
+        return jitable(lambda: (stacked(count, parts[0]),))
+    if len(parts) == 2:
+        return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1])))
+    return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2])))
+
+
 @functools.cache
 def draw(kind, lanes):
     """(position, plane, k0, k1, zero) -> the draws of a register of outputs; ``zero`` for a reduction that draws nothing.
@@ -139,13 +169,13 @@ def draw(kind, lanes):
 
 
 def _words(lanes, real):
-    """(counter, plane, k0, k1) -> the four draws of each lane's counter, Vecs."""
+    """(counter, plane, k0, k1) -> the four draws of each lane's counter; counter and plane are Vecs of uint64."""
     philox, unit = compiled(random.philox), compiled(vocabulary.unit)
 
     @jitable
     def words(counter, plane, k0, k1):
-        none, zero = splat(uint32(0), lanes), splat(real(0), lanes)
-        w = philox(counter, none, plane, none, splat(uint32(k0), lanes), splat(uint32(k1), lanes))
+        none, zero = splat(uint64(0), lanes), splat(real(0), lanes)
+        w = philox(counter, none, plane, none, splat(uint64(k0), lanes), splat(uint64(k1), lanes))
         return unit(w[0], zero), unit(w[1], zero), unit(w[2], zero), unit(w[3], zero)
 
     return words
@@ -163,8 +193,8 @@ def draws_of_plane(kind, lanes, real):
     def fill(array, first, count, plane, k0, k1):
         start = first // 4 * 4
         for at in range(start, first + count, 4 * lanes):
-            counter = splat(uint32(at // 4), lanes) + lane_index(uint32, lanes)
-            store_phases(array, at - start, words(counter, splat(uint32(plane), lanes), k0, k1))
+            counter = splat(uint64(at // 4), lanes) + lane_index(uint64, lanes)
+            store_phases(array, at - start, words(counter, splat(uint64(plane), lanes), k0, k1))
 
     return fill if kind.draws else jitable(lambda array, first, count, plane, k0, k1: None)
 
@@ -178,8 +208,8 @@ def draws_of_pixels(kind, lanes, real):
     @jitable
     def fill(array, stride, position, plane, count, k0, k1):
         for c in range(0, count, lanes):
-            planes = splat(uint32(plane + c), lanes) + lane_index(uint32, lanes)
-            w = words(splat(uint32(position // 4), lanes), planes, k0, k1)
+            planes = splat(uint64(plane + c), lanes) + lane_index(uint64, lanes)
+            w = words(splat(uint64(position // 4), lanes), planes, k0, k1)
             store(array, c, w[0])
             store(array, stride + c, w[1])
             store(array, 2 * stride + c, w[2])

@@ -10,7 +10,6 @@ In channels_last maps a shift by one column is a shift by one register, and the 
 channels of one image, at one depth; windows are one slice deep.
 """
 
-import numpy as np
 from numba import int32, int64
 
 from ..compile import specialised
@@ -29,14 +28,13 @@ from ..simd import (
     phase,
     pointer,
     splat,
-    stacked,
     store,
     store_each,
     store_masked,
     where,
 )
 from .number import jitable
-from .reduction import arithmetic
+from .reduction import arithmetic, arrays, bare, members
 
 TILE = {False: 128, True: 16}
 """Columns that are worked on together, by channels_last: their segment of MOST rows stays in L2."""
@@ -74,29 +72,15 @@ def _carried(kind, real, lanes, saves):
         zero = splat(real(0), lanes)
         return step(begin(zero, position, zero, zero), x, position, p)
 
-    parts = kind.init(np.float32(0))
-    if isinstance(parts, tuple):
-        return lift, jitable(lambda a, b, p: combine(a, b)), (real,) * len(parts)
-    return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), (real,)
+    parts = members(kind, real)
+    if len(parts) > 1:
+        return lift, jitable(lambda a, b, p: combine(a, b)), parts
+    return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), parts
 
 
 def _added(real):
     """``_carried`` of a plain sum."""
     return jitable(lambda x, position, p: (x,)), jitable(lambda a, b, p: (a[0] + b[0],)), (real,)
-
-
-def _state(parts):
-    """What a reduction knows a carried tuple as."""
-    return jitable((lambda state: state) if len(parts) > 1 else (lambda state: state[0]))
-
-
-def _scratch(parts, count):
-    """() -> one array on the stack for each member of a state."""
-    if len(parts) == 1:
-        return jitable(lambda: (stacked(count, parts[0]),))
-    if len(parts) == 2:
-        return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1])))
-    return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2])))
 
 
 @specialised
@@ -112,11 +96,11 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     A = arithmetic(kind)
     neutral, finish, share = A.neutral, A.finish, A.share
     lift, merge, parts = _added(real) if gradient else _carried(kind, real, lanes, saves)
-    state_of = _state(parts)
+    state_of = bare(parts)
     source_at, first, residue = *((1, 5) if gradient else (0, 3)), number(saved)
     tile, unit = TILE[channels_last], lanes if channels_last else 1
-    row_scratch, tile_scratch = _scratch(parts, (tile + MOST) * unit + 2 * lanes), _scratch(parts, tile * unit + lanes)
-    segment_scratch = _scratch(parts, MOST * tile * unit + lanes)
+    row_scratch, tile_scratch = arrays(parts, (tile + MOST) * unit + 2 * lanes), arrays(parts, tile * unit + lanes)
+    segment_scratch = arrays(parts, MOST * tile * unit + lanes)
 
     @jitable
     def fetch(x, row, column, W, channel, C, stride_w, fill):

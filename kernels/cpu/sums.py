@@ -4,8 +4,9 @@ DEPTH steps make a block, DEPTH blocks a larger one, and so on, so that of n ele
 n / 65536 steps, and the error stays beside that of torch's cascade sum.
 """
 
-from ..simd import swap_lanes
+from ..simd import exchange, load_each, store_each
 from .number import jitable
+from .reduction import bare, tupled
 
 DEPTH, LEVELS = 16, 4
 
@@ -31,18 +32,24 @@ def cascade(block, combine, empty, unit):
     return block, DEPTH * unit
 
 
-def across_lanes(combine, lanes):
-    """state -> state, each lane of which is all lanes combined."""
+def transposed(combine, parts, lanes):
+    """(arrays) -> state, whose lane i is all lanes of the i-th of ``lanes`` states combined; these lie one after the other in arrays.
 
-    def extended(reduce, distance):
+    A tree over registers and lanes at once: lanes - 1 combinations for all, where each state by itself would take log2(lanes).
+    """
+    bare_of, tuple_of = bare(parts), tupled(parts)
+
+    def halved(rest, distance):
         @jitable
-        def more(state):
-            state = reduce(state)
-            return combine(state, swap_lanes(state, distance))
+        def more(states):
+            for i in range(distance):
+                low, high = exchange(load_each(states, i * lanes, lanes), load_each(states, (i + distance) * lanes, lanes), distance)
+                store_each(states, i * lanes, tuple_of(combine(bare_of(low), bare_of(high))))
+            return rest(states)
 
         return more
 
-    reduce, distance = jitable(lambda state: state), 1
+    reduce, distance = jitable(lambda states: bare_of(load_each(states, 0, lanes))), 1
     while distance < lanes:
-        reduce, distance = extended(reduce, distance), 2 * distance
+        reduce, distance = halved(reduce, distance), 2 * distance
     return reduce
