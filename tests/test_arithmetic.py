@@ -73,6 +73,10 @@ def test_on_numpy_scalars(kind, dtype):
             shares = [kind.share(dtype(1), v, y, residue, size, size, numbers) for v in x]
             np.testing.assert_allclose(shares, truth.grad, **close)
             assert all(s.dtype == dtype for s in shares)
+            if kind.gives:
+                given = kind.gives(dtype(1), y, residue, size, size, numbers)
+                shares = [kind.takes(v, given, numbers) if kind.takes else given for v in x]
+                np.testing.assert_allclose(shares, truth.grad, **close)
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.combine])

@@ -386,14 +386,14 @@ def backward(kind, geometry, saved):
         sizes = *spans, channels, height, width, *tables.out[1:], window.taps
         jobs = n * depth * (1 if geometry.channels_last else channels)
         return Plan(separable.scatter(dtype, kept, geometry.channels_last), jobs, sizes, parallel, tables)
-    if not kind.selects and kind.linear and _is_separable(kind, geometry):
+    if not kind.selects and kind.gives and _is_separable(kind, geometry):
         lanes = _lanes(dtype, channels if geometry.channels_last else width)
         tables = _Tables(geometry)
         jobs = n * depth * (-(-channels // lanes) if geometry.channels_last else channels)
         padding = (k - 1 - p for k, p in zip(window.kernel_size[1:], window.padding[1:], strict=True))
         sizes = (
             *tables.counts(separable.MOST), channels, depth, *tables.out[1:], height, width,
-            *_dense(channels, tables.out, geometry.channels_last), *window.kernel_size[1:], *padding,
+            *_dense(channels, tables.out, geometry.channels_last), *window.kernel_size[1:], *padding, *geometry.strides,
         )  # fmt: skip
         return Plan(separable.forward(kind, dtype, kept, False, lanes, geometry.channels_last, True), jobs, sizes, parallel, tables)
     if geometry.channels_last:

@@ -30,6 +30,10 @@ class Arithmetic(NamedTuple):
     """(state, count, size, p) -> (y, saved)"""
     share: Any
     """(gy, x, y, saved, tap, count, size, p) -> what one window gives to the gradient of x"""
+    gives: Any
+    """(gy, y, saved, count, size, p) -> the part of ``share`` that does not depend on x, if there is one, as a tuple"""
+    takes: Any
+    """(x, given, p) -> the gradient of x from the sum of those, such a tuple"""
     surveys: bool
     reads_values: bool
     """``share`` reads x and y"""
@@ -82,7 +86,9 @@ def _selecting(kind, neutral, init, accumulate, combine):
     def share(gy, x, y, saved, tap, count, size, p):
         return selected(gy, saved, tap)
 
-    return Arithmetic(neutral, survey, begin_drawn if kind.draws else begin, step, combine, finish, share, bool(surveyed), False, True)
+    return Arithmetic(
+        neutral, survey, begin_drawn if kind.draws else begin, step, combine, finish, share, None, None, bool(surveyed), False, True
+    )
 
 
 def _summing(kind, neutral, init, accumulate, combine):
@@ -110,6 +116,16 @@ def _summing(kind, neutral, init, accumulate, combine):
     def share(gy, x, y, saved, tap, count, size, p):
         return rule(gy, x, y, saved, count, size, p)
 
+    gives, takes = None, None
+    if kind.gives:
+        parts, given = gift(kind, None), compiled(kind.gives)
+        bare_of, tuple_of = bare(parts), tupled(parts)
+        gives = jitable(lambda gy, y, saved, count, size, p: tuple_of(given(gy, y, saved, count, size, p)))
+        if kind.takes:
+            taken = compiled(kind.takes)
+            takes = jitable(lambda x, given, p: taken(x, bare_of(given), p))
+        else:
+            takes = jitable(lambda x, given, p: given[0])
     return Arithmetic(
         neutral,
         None,
@@ -118,6 +134,8 @@ def _summing(kind, neutral, init, accumulate, combine):
         combine,
         finish_with_residue if residue else finish,
         share,
+        gives,
+        takes,
         False,
         not kind.linear,
         bool(residue),
@@ -130,6 +148,13 @@ def members(kind, real):
         return real, int32
     state = kind.init(np.float32(0))
     return (real,) * (len(state) if isinstance(state, tuple) else 1)
+
+
+def gift(kind, real):
+    """The dtypes of what an output gives (``Summing.gives``)."""
+    one = np.float32(1)
+    given = kind.gives(one, one, one, one, one, (one,) * len(kind.parameters))
+    return (real,) * (len(given) if isinstance(given, tuple) else 1)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from ..simd import (
     where,
 )
 from .number import jitable
-from .reduction import arithmetic, arrays, bare, members
+from .reduction import arithmetic, arrays, bare, gift, members
 
 TILE = {False: 128, True: 16}
 """Columns that are worked on together, by channels_last: their segment of MOST rows stays in L2."""
@@ -78,9 +78,11 @@ def _carried(kind, real, lanes, saves):
     return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), parts
 
 
-def _added(real):
-    """``_carried`` of a plain sum."""
-    return jitable(lambda x, position, p: (x,)), jitable(lambda a, b, p: (a[0] + b[0],)), (real,)
+def _added(parts):
+    """``merge`` of plain sums."""
+    if len(parts) == 1:
+        return jitable(lambda a, b, p: (a[0] + b[0],))
+    return jitable(lambda a, b, p: (a[0] + b[0], a[1] + b[1]))
 
 
 @specialised
@@ -88,16 +90,20 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     """Arguments: x, y, saved; counts of slices, rows and columns; C, D, H, W, OH, OW; x's strides of N, C, D, H and W; KH, KW, PH, PW; the
     seed's halves; the reduction's parameters.  y and saved are dense.
 
-    ``gradient``: of a linear reduction, which is a sum over windows too, of what each output gives.  Arguments: gx, gy, saved and two
-    unused; the rest as above, where gy is the map that is read, and counts are those of its rows and columns, readable MOST columns
-    before and after.
+    ``gradient``: that of a reduction that ``gives`` is a sum over windows too, of what each output gives.  Arguments: gx, gy, saved, x
+    and y; the rest as above, where gy is the map that is read, and counts are those of its rows and columns, readable MOST columns
+    before and after; x's strides in the place of the seed.  A linear reduction reads neither saved, x nor y.
     """
     P, L, real, selects = len(kind.parameters), lanes, number(dtype), isinstance(kind, Selecting)
     A = arithmetic(kind)
-    neutral, finish, share = A.neutral, A.finish, A.share
-    lift, merge, parts = _added(real) if gradient else _carried(kind, real, lanes, saves)
+    neutral, finish, gives, takes, reads_values, reads_saved = A.neutral, A.finish, A.gives, A.takes, A.reads_values, A.reads_saved
+    if gradient:
+        parts = gift(kind, real)
+        lift, merge = None, _added(parts)
+    else:
+        lift, merge, parts = _carried(kind, real, lanes, saves)
     state_of = bare(parts)
-    source_at, first, residue = *((1, 5) if gradient else (0, 3)), number(saved)
+    first, residue = 5 if gradient else 3, number(saved)
     tile, unit = TILE[channels_last], lanes if channels_last else 1
     row_scratch, tile_scratch = arrays(parts, (tile + MOST) * unit + 2 * lanes), arrays(parts, tile * unit + lanes)
     segment_scratch = arrays(parts, MOST * tile * unit + lanes)
@@ -127,19 +133,34 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
         return where(found > edge, edge, found)
 
     @jitable
+    def one_zero():
+        return (splat(real(0), L),)
+
+    @jitable
+    def two_zeros():
+        return splat(real(0), L), splat(real(0), L)
+
+    nothing = one_zero if len(parts) == 1 else two_zeros
+
+    @jitable
     def windows_of_row(line, found, args):
         """Of one row, the states of ``length`` windows of KW columns, into ``found``."""
-        x, row, h, column, length, W, KW, channel, C, stride_w, fill, counts_h, counts_w, p = args
+        x, row, h, column, length, W, KW, channel, C, stride_w, fill, more, p = args
         end = (length + KW - 1) * unit
         for j in range(0, end, L):
             at = column + j // unit
-            position = columns_at(at, W) + splat(int32(h << 16), L)
             v = fetch(x, row, at, W, channel, C, stride_w, fill)
             if gradient:
-                zero, nothing = splat(real(0), L), splat(residue(0), L)
-                count = splat(counts_h[h], L) * (splat(counts_w[at], L) if channels_last else load(counts_w, at, L))
-                v = share(v, zero, zero, nothing, nothing, count, zero, ())
-            store_each(line, j, lift(v, position, p))
+                y, kept, counts_h, counts_w, slice_count, size = more
+                rest, out = splat(residue(0), L), fill
+                if reads_values:
+                    out = fetch(y, row, at, W, channel, C, stride_w, fill)
+                if reads_saved:
+                    rest = fetch(kept, row, at, W, channel, C, stride_w, rest)
+                per_column = splat(counts_w[at], L) if channels_last else load(counts_w, at, L)
+                store_each(line, j, gives(v, out, rest, splat(slice_count * counts_h[h], L) * per_column, size, p))
+            else:
+                store_each(line, j, lift(v, columns_at(at, W) + splat(int32(h << 16), L), p))
         width, done = 1, 0
         while True:
             if selects:
@@ -162,20 +183,29 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
             width *= 2
 
     def kernel(args, start, stop):
-        x, y, kept = pointer(args, source_at, dtype), pointer(args, 1 - source_at, dtype), pointer(args, 2, saved)
+        target_at, source_at = (0, 1) if gradient else (1, 0)
+        y, x, kept = pointer(args, target_at, dtype), pointer(args, source_at, dtype), pointer(args, 2, saved)
         counts_d, counts_h, counts_w = pointer(args, first, real), pointer(args, first + 1, real), pointer(args, first + 2, real)
         C, D, H, W, OH, OW, stride_n, stride_c, stride_d, stride_h, stride_w, KH, KW, PH, PW = integers(args, first + 3, 15)
-        p = numbers(args, first + 20, P, real, L)
+        p = numbers(args, first + (23 if gradient else 20), P, real, L)
         fill, size = neutral(splat(real(0), L)), splat(real(KH * KW), L)
+        if gradient:  # x and y are gy and gx here; these are those of the forward
+            inputs, outputs = pointer(args, 3, dtype), pointer(args, 4, dtype)
+            input_n, input_c, input_d, input_h, input_w = integers(args, first + 18, 5)
+            fill = splat(real(0), L)
         line, found, prefix, segment = row_scratch(), tile_scratch(), tile_scratch(), segment_scratch()
         blocks = (C + L - 1) // L
         for job in range(start, stop):
             if channels_last:
                 channel, d, n = job % blocks * L, job // blocks % D, job // blocks // D
                 source, target, pixel = n * stride_n + d * stride_d, (n * D + d) * OH * OW * C + channel, C
+                if gradient:
+                    inputs_at, step_w = n * input_n + d * input_d + channel, input_w
             else:
                 channel, d, n = job // D % C, job % D, job // D // C
                 source, target, pixel = n * stride_n + channel * stride_c + d * stride_d, job * OH * OW, 1
+                if gradient:
+                    inputs_at, step_w = n * input_n + channel * input_c + d * input_d, 1
             whole, tail = channel + L <= C, between(channel, 1, 0, C, L)
             for begin in range(0, OW, tile):
                 length = min(tile, OW - begin)
@@ -188,12 +218,14 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                                 store_each(segment, j, both)
                     if 0 <= h < H:
                         row = source + h * stride_h
-                        windows_of_row(
-                            line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, counts_h, counts_w, p)
-                        )
+                        more = (outputs, kept, counts_h, counts_w, counts_d[d], size) if gradient else ()
+                        windows_of_row(line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, more, p))
                     elif h <= 0 or h == H:
                         for j in range(0, length * unit, L):
-                            store_each(found, j, lift(fill, columns_at(begin - PW + j // unit, W), p))
+                            if gradient:
+                                store_each(found, j, nothing())
+                            else:
+                                store_each(found, j, lift(fill, columns_at(begin - PW + j // unit, W), p))
                     for j in range(0, length * unit, L):
                         state = load_each(found, j, L)
                         store_each(segment, at * tile * unit + j, state)
@@ -205,10 +237,18 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                                 state = merge(load_each(segment, (at + 1) * tile * unit + j, L), state, p)
                             ow = begin + j // unit
                             out = target + (oh * OW + ow) * pixel
-                            per_column = splat(counts_w[ow], L) if channels_last else load(counts_w, ow, L)
-                            if selects or gradient:
+                            if not channels_last:
+                                whole, tail = ow + L <= OW, between(ow, 1, 0, OW, L)
+                            if gradient:
+                                here = fill
+                                if reads_values:
+                                    at_input = inputs_at + oh * input_h + ow * step_w
+                                    here = load(inputs, at_input, L) if whole else load_masked(inputs, at_input, tail, fill)
+                                value = takes(here, state, p)
+                            elif selects:
                                 value = state[0]
                             else:
+                                per_column = splat(counts_w[ow], L) if channels_last else load(counts_w, ow, L)
                                 count = splat(counts_d[d] * counts_h[oh], L) * per_column
                                 value, rest = finish(state_of(state), count, size, p)
                             if saves:
@@ -221,8 +261,6 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                                     choice = convert(below * splat(int32(KW), L) + (state[1] & low) - left, saved)
                                 else:
                                     choice = convert(rest, saved)
-                            if not channels_last:
-                                whole, tail = ow + L <= OW, between(ow, 1, 0, OW, L)
                             if whole:
                                 store(y, out, value)
                                 if saves:

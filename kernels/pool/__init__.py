@@ -126,14 +126,23 @@ class Summing(_Reduction):
     """(zero) -> the x that changes no state: what padding is filled with."""
     residue: Callable[..., Any] | None = None
     """(state) -> one more number an output, saved for ``share``."""
-    linear: bool = False
-    """``share`` reads neither x, y nor residue: nothing is saved, and the second derivative is zero."""
+    gives: Callable[..., Any] | None = None
+    """(gy, y, residue, count, size, p) -> what an output gives to each of its elements, a number or a tuple of them; zeros, where gy, y and
+    residue are 0.  With it ``share`` is, but for rounding, ``takes`` of that, and the gradient costs no more than the
+    pooling however large the window: what the outputs give is summed first."""
+    takes: Callable[..., Any] | None = None
+    """(x, given, p) -> the gradient of x, from the sum of what its windows give.  None: that sum itself; the reduction is linear then."""
     parameters: tuple[str, ...] = ()
     integers: tuple[str, ...] = ()
     """The names of the integer dtypes whose sums it takes, beside the floats."""
     slopes: Mapping[str, "Summing"] = field(default_factory=dict)
     """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
     face: Face | None = None
+
+    @property
+    def linear(self):
+        """Whether ``share`` reads neither x, y nor residue: nothing is saved, and the second derivative is zero."""
+        return self.gives is not None and self.takes is None
 
     @property
     def draws(self):

@@ -19,8 +19,12 @@ def finalise(total, count, size, p):
     return total / count
 
 
-def share(gy, x, y, residue, count, size, p):
+def gives(gy, y, residue, count, size, p):
     return gy / count
 
 
-AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, linear=True, integers=("int64",))
+def share(gy, x, y, residue, count, size, p):
+    return gives(gy, y, residue, count, size, p)
+
+
+AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, gives=gives, integers=("int64",))

@@ -51,9 +51,18 @@ def finalise_2(total, count, size, p):
     return sqrt(total * (size / count))
 
 
-def share_2(gy, x, y, residue, count, size, p):
+def gives_2(gy, y, residue, count, size, p):
+    # No overflow: a square that is not 0 makes y at least 3e-23 in float32.
     flat = y == like(y, 0)
-    return where(flat, like(gy, 0), gy * x * (size / count) / where(flat, like(y, 1), y))
+    return where(flat, like(gy, 0), gy * (size / count) / where(flat, like(y, 1), y))
+
+
+def takes_2(x, given, p):
+    return x * given
+
+
+def share_2(gy, x, y, residue, count, size, p):
+    return takes_2(x, gives_2(gy, y, residue, count, size, p), p)
 
 
 def accumulate_1(total, x, p):
@@ -64,8 +73,16 @@ def finalise_1(total, count, size, p):
     return total * (size / count)
 
 
+def gives_1(gy, y, residue, count, size, p):
+    return gy * (size / count)
+
+
+def takes_1(x, given, p):
+    return sign(x) * given
+
+
 def share_1(gy, x, y, residue, count, size, p):
-    return gy * sign(x) * (size / count)
+    return takes_1(x, gives_1(gy, y, residue, count, size, p), p)
 
 
 def init_inf(zero):
@@ -99,8 +116,8 @@ def share_inf(gy, x, y, ties, count, size, p):
 
 
 L2_DOC = "The Euclidean norm of each window, sqrt(sum x^2), without 1/n: lp_pool with norm_type 2.  Not in torch."
-L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine, face=Face("l2", "L2", L2_DOC))
-L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine)
+L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine, gives=gives_2, takes=takes_2, face=Face("l2", "L2", L2_DOC))
+L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine, gives=gives_1, takes=takes_1)
 LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf)
 LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, residue=residue_p, parameters=("p",))
 # The padding that adds nothing to a sum of |x|^p: 0 for p > 0, infinity for p < 0.

@@ -8,6 +8,9 @@ no gradient, where no element is positive; NaN where the sum of weights is NaN o
 from ..number import like, where
 from . import Selecting, Summing
 
+LITTLE = 2.0**-100
+"""A sum of weights below which a large window passes no gradient."""
+
 
 def weight(x):
     return where(x <= like(x, 0), like(x, 0), x)
@@ -62,5 +65,27 @@ def share_mean(gy, x, y, total, count, size, p):
     return where((x <= like(x, 0)) | empty, like(gy, 0), gy * slope)
 
 
+def gives_mean(gy, y, total, count, size, p):
+    # share_mean in two parts, 2 x / total and y / total.  Each would overflow for a window of next to nothing, and is left out there.
+    little = total < like(total, LITTLE)
+    part = where(little, like(gy, 0), gy / where(little, like(total, 1), total))
+    return part, part * y
+
+
+def takes_mean(x, given, p):
+    part, of_y = given
+    return where(x <= like(x, 0), like(x, 0), (x + x) * part - of_y)
+
+
 DRAW = Selecting("stochastic", init_draw, accumulate_draw, survey=survey, draws=True)
-MEAN = Summing("stochastic_mean", init_mean, accumulate_mean, finalise_mean, share_mean, combine=combine_mean, residue=residue_mean)
+MEAN = Summing(
+    "stochastic_mean",
+    init_mean,
+    accumulate_mean,
+    finalise_mean,
+    share_mean,
+    combine=combine_mean,
+    residue=residue_mean,
+    gives=gives_mean,
+    takes=takes_mean,
+)
