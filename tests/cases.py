@@ -12,6 +12,7 @@ def window(kernel_size, stride=None, padding=None, dilation=None, ceil_mode=Fals
     return Window(kernel_size, stride or kernel_size, padding or (0,) * rank, dilation or (1,) * rank, ceil_mode)
 
 
+# name -> (shape, window): odd sizes, size 1, window = input, columns below and above a register, each nest's every specialisation.
 GEOMETRIES = {
     "2x2s2": ((2, 3, 12, 38), window((2, 2))),
     "2x2s2-ceil": ((1, 2, 7, 35), window((2, 2), ceil_mode=True)),
@@ -45,7 +46,8 @@ EVERY_NEST = (
     "3x3s2p1", "3x3s2p1-wide", "asymmetric-dilated", "9x9s1p4", "7x7s7", "window-is-input", "1d-3s2p1-ceil", "3d-3s2p1-ceil",
 )  # fmt: skip
 """Of GEOMETRIES, enough to send a pooling type through each loop nest."""
-"""name -> (shape, window): odd sizes, size 1, window = input, columns below and above a register, each nest's every specialisation."""
+EVERY_KIND = ("3x3s2p1", "asymmetric-dilated", "9x9s1p4", "7x7s7")
+"""Enough for each way in which a pooling type's arithmetic is called."""
 
 
 def adversarial(shape, dtype, special=True):

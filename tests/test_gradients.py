@@ -15,6 +15,7 @@ WINDOWS = {
     "2x2s2": window((2, 2)),
     "3x3s2p1-ceil": window((3, 3), (2, 2), (1, 1), ceil_mode=True),
     "2x3s1-dilated": window((2, 3), (1, 1), (0, 1), (2, 1)),
+    "4x4s1": window((4, 4), (1, 1), (2, 2)),
     "global": None,
 }
 
@@ -25,8 +26,12 @@ def spread(shape):
     return (steps + 1) * torch.where(torch.rand(shape) < 0.3, -0.1, 0.1)
 
 
+PLACES = [(kind, where) for kind in ("max", "l2", "stochastic_mean") for where in WINDOWS]
+PLACES += [(name, where) for name, kind in KINDS.items() for where in ("3x3s2p1-ceil", "global") if WINDOWS[where] or kind.combine]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("kind", "where"), [(k, w) for k in KINDS for w in WINDOWS if WINDOWS[w] or KINDS[k].combine])
+@pytest.mark.parametrize(("kind", "where"), list(dict.fromkeys(PLACES)))
 def test_derivatives(kind, where, layout):
     w = WINDOWS[where]
     x = LAYOUTS[layout](spread((2, 2, 5, 6))).detach().requires_grad_()

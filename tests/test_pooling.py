@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as T
-from cases import DTYPES, EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial, window
+from cases import DTYPES, EVERY_KIND, EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial, window
 from fastpool.kernels.pool import KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,12 +14,19 @@ from fastpool import backend
 from fastpool.backend import Pooling
 from fastpool.functional import _pooled, _with_indices
 
+EVERYWHERE, THROUGH_NESTS = ("max", "avg", "l2"), ("stochastic", "gem", "soft")
+"""A kernel takes a second to compile, and neither a nest nor a pooling type knows the other: a few types go everywhere, and those with a
+survey, parameters or a state of several numbers through each nest; float64 of the others is test_gradients'."""
+
 
 def places(kinds):
-    """(kind, geometry, dtype): a kernel takes a second or two to compile, and neither a nest nor a pooling type knows the other, so a few
-    types go everywhere, and the others, and float64, through each nest."""
-    everywhere = [(kind, name, "f32") for kind in kinds for name in GEOMETRIES if kind in ("max", "avg", "l2") or name in EVERY_NEST]
-    return everywhere + [(kind, name, "f64") for kind in kinds for name in ("3x3s2p1", "9x9s1p4", "asymmetric-dilated")]
+    """(kind, geometry, dtype)"""
+    found = []
+    for kind in kinds:
+        names = GEOMETRIES if kind in EVERYWHERE else EVERY_NEST if kind in THROUGH_NESTS else EVERY_KIND
+        found += [(kind, name, "f32") for name in names]
+        found += [(kind, name, "f64") for name in EVERY_KIND if kind in EVERYWHERE]
+    return found
 
 
 SUMMING = [name for name, kind in KINDS.items() if not kind.selects]
