@@ -40,6 +40,16 @@ def highest(x):
     return x.dtype.type(np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).max)
 
 
+def larger(x, y):
+    """x if x > y, else y; so y where one of them is NaN."""
+    return x if x > y else y
+
+
+def smaller(x, y):
+    """x if x < y, else y; so y where one of them is NaN."""
+    return x if x < y else y
+
+
 def absolute(x):
     """abs(x), without the sign of zero."""
     return np.abs(x)
@@ -110,7 +120,7 @@ def from_bits(bits, x):
     return bits.view(x.dtype)
 
 
-WORDS = (where, like, lowest, highest, absolute, sqrt, exp, log, power, multiply_wide, unit)
+WORDS = (where, like, lowest, highest, larger, smaller, absolute, sqrt, exp, log, power, multiply_wide, unit)
 BUILDING = (fused, by_width, polynomial, bits_of, from_bits)
 """The further words of kernels/elementary.py; a target with an exp, log and power of its own, as CUDA's, needs none of them."""
 

@@ -789,6 +789,41 @@ absolute = _llvm_function("fabs", 1)
 fused = _llvm_function("fma", 3)  # an instruction of AVX2 and NEON; an older CPU calls libm's, lane by lane
 
 
+_X86 = llvm.get_process_triple().startswith("x86_64")
+_EXTREMES = {
+    (512, 32): "llvm.x86.avx512.{}.ps.512",
+    (512, 64): "llvm.x86.avx512.{}.pd.512",
+    (256, 32): "llvm.x86.avx.{}.ps.256",
+    (256, 64): "llvm.x86.avx.{}.pd.256",
+    (128, 32): "llvm.x86.sse.{}.ps",
+    (128, 64): "llvm.x86.sse2.{}.pd",
+}
+
+
+def _extreme(name, symbol):
+    """One of two numbers, the second where they cannot be compared.
+
+    It is what an x86 instruction does, which LLVM would find in the comparison and select, had it not merged that select with those
+    around it: by its name it stays.  Then a maximum takes 2 cycles from one element to the next, where a comparison, a mask's
+    arithmetic and a select take 8.
+    """
+
+    def codegen(ctx, b, sig, args):
+        x = sig.return_type
+        bits = x.lanes * x.dtype.bitwidth
+        if _is_float(x) and _X86 and bits <= 8 * register_bytes() and (bits, x.dtype.bitwidth) in _EXTREMES:
+            rounding = [ir.Constant(I32, 4)] if bits == 512 else []  # as it is set
+            return _call_llvm(b, _EXTREMES[bits, x.dtype.bitwidth].format(name), _vec_ir(x), [*args, *rounding])
+        compare = b.fcmp_ordered if _is_float(x) else b.icmp_signed if x.dtype.signed else b.icmp_unsigned
+        return b.select(compare(symbol, *args), *args)
+
+    return intrinsic(lambda tyctx, x, y: (x(x, y), codegen) if x == y else None)
+
+
+larger = _extreme("max", ">")
+smaller = _extreme("min", "<")
+
+
 @intrinsic
 def multiply_wide(tyctx, x, y):
     """The 64-bit products of two Vecs of uint32 as (high, low) Vecs of uint32.

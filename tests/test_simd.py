@@ -36,6 +36,7 @@ from fastpool.kernels.simd import (
     gather_between,
     highest,
     lane_index,
+    larger,
     like,
     load,
     load_masked,
@@ -50,6 +51,7 @@ from fastpool.kernels.simd import (
     prefetch,
     repeat,
     scatter_between,
+    smaller,
     splat,
     sqrt,
     store,
@@ -205,6 +207,8 @@ def comparisons(this, dtype, lanes):
             store(out, 9 * n + at, where(less ^ self_equal, one, zero))
             store(out, 10 * n + at, where(less, a, b))
             store(out, 11 * n + at, where(at > 0, a, b))
+            store(out, 12 * n + at, larger(a, b))
+            store(out, 13 * n + at, smaller(a, b))
 
     return kernel
 
@@ -213,12 +217,14 @@ def comparisons(this, dtype, lanes):
 @all_dtypes
 def test_comparisons_masks_and_where(dtype, lanes):
     x, y = pairs(dtype)
-    out = np.empty((12, x.size), x.dtype)
+    out = np.empty((14, x.size), x.dtype)
     run(comparisons(THIS, dtype, lanes), x, y, out, x.size)
     less, own = x < y, y == y
     masks = [less, x <= y, x > y, x >= y, x == y, x != y, ~less, less & own, less | own, less ^ own]
     by_block = np.where(np.arange(x.size) >= lanes, x, y)
-    assert_same_bits(out, np.stack([m.astype(x.dtype) for m in masks] + [np.where(less, x, y), by_block]))
+    assert_same_bits(
+        out, np.stack([m.astype(x.dtype) for m in masks] + [np.where(less, x, y), by_block, np.where(x > y, x, y), np.where(less, x, y)])
+    )
 
 
 @specialised

@@ -24,6 +24,14 @@ def highest(x):
     return type(x)(math.inf)
 
 
+def larger(x, y):
+    return x if x > y else y
+
+
+def smaller(x, y):
+    return x if x < y else y
+
+
 def absolute(x):
     return abs(x)
 

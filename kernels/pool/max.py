@@ -1,6 +1,6 @@
 """Maximum, by torch's rule: the first of equals wins; a NaN beats everything and the last NaN the others."""
 
-from ..number import lowest, where
+from ..number import larger, lowest, where
 from . import Face, Selecting
 
 
@@ -10,8 +10,9 @@ def init(zero, tap):
 
 def accumulate(state, x, tap):
     best, index = state
-    wins = (x > best) | (x != x)
-    return where(wins, x, best), where(wins, tap, index)
+    nan = x != x
+    # The value does not wait for the comparison that its index needs.
+    return where(nan, x, larger(x, best)), where((x > best) | nan, tap, index)
 
 
 def combine(a, b):

@@ -1,6 +1,6 @@
 """Minimum: maximum's rule with the order reversed, not -max(-x), which is wrong for unsigned integers."""
 
-from ..number import highest, where
+from ..number import highest, smaller, where
 from . import Face, Selecting
 
 
@@ -10,8 +10,9 @@ def init(zero, tap):
 
 def accumulate(state, x, tap):
     best, index = state
-    wins = (x < best) | (x != x)
-    return where(wins, x, best), where(wins, tap, index)
+    nan = x != x
+    # The value does not wait for the comparison that its index needs.
+    return where(nan, x, smaller(x, best)), where((x < best) | nan, tap, index)
 
 
 def combine(a, b):
