@@ -40,6 +40,8 @@ LARGE = 257
 """With this length a plane has more than 2**16 elements, and a global pooling saves 32 bits an output."""
 CHANNELS = 64
 """At least one register of any dtype."""
+MANY = 1024
+"""As many as channels_last kernels for many channels take, of any dtype; on the smallest maps."""
 
 WINDOWS = ((2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 1, 0, 1), (3, 2, 0, 1), (5, 1, 2, 1), (9, 1, 4, 1), (13, 1, 6, 1))
 """(kernel_size, stride, padding, dilation) of the usual networks, on every axis."""
@@ -115,7 +117,8 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
 def call(case: Case) -> None:
     """Run a case without a gradient, and forward and backward with one; NotImplementedError if its dtype has no kernels."""
     function, dimensions = getattr(F, case.name), int(case.name[-2])
-    x, more = torch.zeros((1, CHANNELS, *[case.size] * dimensions), dtype=case.dtype), {}
+    channels = MANY if case.channels_last and case.size == MAPS[-1] else CHANNELS
+    x, more = torch.zeros((1, channels, *[case.size] * dimensions), dtype=case.dtype), {}
     if case.channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     parameters = inspect.signature(function).parameters

@@ -339,7 +339,7 @@ def forward(kind, geometry, saved, saves):
             *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, sd, sh, sw, geometry.end, *tables.steps(),
             *window.kernel_size, *window.stride[1:],
         )  # fmt: skip
-        worker = last.forward(kind, dtype, kept, saves, lanes)
+        worker = last.forward(kind, dtype, kept, saves, lanes, last.group(kind, lanes, channels))
         return Plan(worker, n * tables.out[0] * tables.out[1], sizes, parallel, tables)
     tables = _Tables(geometry)
     if _lies_side_by_side(kind, window):
