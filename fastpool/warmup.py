@@ -33,15 +33,13 @@ from torch.utils._pytree import tree_leaves
 from . import conversion, runtime, terminal
 from . import functional as F
 
-MAPS = (112, 56, 14, 7)
-"""Length of every axis of a map: more than the nest of small maps takes; more than a register of any dtype; less than one of float32 with
-AVX-512, and with AVX2."""
+MAPS = (112, 56, 28, 14, 7)
+"""Length of every axis of a map: more than the nest of small maps takes; more than a register of any dtype; what that nest still copies for
+a stride; less than a register of float32 with AVX-512, and with AVX2."""
 LARGE = 257
 """With this length a plane has more than 2**16 elements, and a global pooling saves 32 bits an output."""
-CHANNELS = 64
-"""At least one register of any dtype."""
-MANY = 1024
-"""As many as channels_last kernels for many channels take, of any dtype; on the smallest maps."""
+CHANNELS, OTHERS = 64, (4, 8, 1024)
+"""At least one register of any dtype; on the smallest channels_last maps also less than one, and as many as kernels for many take."""
 
 WINDOWS = ((2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 1, 0, 1), (3, 2, 0, 1), (5, 1, 2, 1), (9, 1, 4, 1), (13, 1, 6, 1))
 """(kernel_size, stride, padding, dilation) of the usual networks, on every axis."""
@@ -65,6 +63,7 @@ class Case(NamedTuple):
     name: str
     arguments: dict[str, Any]
     size: int
+    channels: int
     channels_last: bool
     dtype: torch.dtype
 
@@ -107,18 +106,18 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
         maps = MAPS if dimensions < 3 else MAPS[-2:]
         if thorough and dimensions == 2 and not {"kernel_size", "output_size"} & set(parameters):
             maps = (*maps, LARGE)
-        for arguments, size, last in product(_arguments(parameters, thorough), maps, (False, True)):
+        places = [(size, CHANNELS, last) for size in maps for last in (False, True)] + [(min(maps), count, True) for count in OTHERS]
+        for arguments, (size, channels, last) in product(_arguments(parameters, thorough), places):
             spanned = arguments.get("dilation", 1) * (arguments.get("kernel_size", 1) - 1) + 1
             if spanned <= size + 2 * arguments.get("padding", 0):
-                found.append(Case(name, arguments, size, last, dtype))
+                found.append(Case(name, arguments, size, channels, last, dtype))
     return found
 
 
 def call(case: Case) -> None:
     """Run a case without a gradient, and forward and backward with one; NotImplementedError if its dtype has no kernels."""
     function, dimensions = getattr(F, case.name), int(case.name[-2])
-    channels = MANY if case.channels_last and case.size == MAPS[-1] else CHANNELS
-    x, more = torch.zeros((1, channels, *[case.size] * dimensions), dtype=case.dtype), {}
+    x, more = torch.zeros((1, case.channels, *[case.size] * dimensions), dtype=case.dtype), {}
     if case.channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     parameters = inspect.signature(function).parameters
