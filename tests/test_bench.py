@@ -183,7 +183,12 @@ def test_medians_take_turns():
 def test_a_first_round_of_single_calls_counts(monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE", 0)
     order = []
-    measure.medians({name: lambda name=name: order.append(name) for name in "ab"}, budget=0, least=2)
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    measure.medians(calls, budget=0, least=2)
+    assert order == ["a", "a", "b", "b"] * 2  # before each sample a call that does not count
+    monkeypatch.setattr(measure, "PRIMED", 0)
+    order.clear()
+    measure.medians(calls, budget=0, least=2)
     assert order == ["a", "b"] * 2
 
 
