@@ -110,6 +110,7 @@ def test_spans_hold_the_taps_inside(case):
 def test_counts_are_what_torch_divides_by(case, include_pad):
     w, size = case
     assume(set(w.dilation) == {1})
+    assume(w.rank < 3 or all(k <= n for k, n in zip(w.kernel_size, size, strict=True)))  # in 3-d torch compares without the padding
     ones = torch.ones(1, 1, *size, dtype=torch.float64)
     pool = getattr(T, f"avg_pool{w.rank}d")
     average = pool(ones, w.kernel_size, w.stride, w.padding, w.ceil_mode, include_pad)[0, 0].numpy()
