@@ -207,6 +207,7 @@ _WORDS = {
     "lowest": lambda x: torch.full_like(x, -torch.inf),
     "highest": lambda x: torch.full_like(x, torch.inf),
     "absolute": torch.abs,
+    "quotient": torch.div,
     "sqrt": _safe(torch.sqrt),
     "power": _safe(torch.pow),
     "exp": torch.exp,

@@ -55,6 +55,11 @@ def absolute(x):
     return np.abs(x)
 
 
+def quotient(x, count):
+    """x / count, for a count that many x share: a target may take its reciprocal once, and then must round as a division does."""
+    return x / count
+
+
 def sqrt(x):
     """Square root, correctly rounded."""
     return np.sqrt(x)
@@ -120,7 +125,7 @@ def from_bits(bits, x):
     return bits.view(x.dtype)
 
 
-WORDS = (where, like, lowest, highest, larger, smaller, absolute, sqrt, exp, log, power, multiply_wide, unit)
+WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, exp, log, power, multiply_wide, unit)
 BUILDING = (fused, by_width, polynomial, bits_of, from_bits)
 """The further words of kernels/elementary.py; a target with an exp, log and power of its own, as CUDA's, needs none of them."""
 

@@ -22,6 +22,7 @@ import pytest
 from fastpool.kernels import number, simd
 from fastpool.kernels.compile import WORKER, specialised
 from fastpool.kernels.cpu.number import WORDS, jitable
+from fastpool.kernels.cpu.reduction import has_nan
 from fastpool.kernels.launch import bits
 from fastpool.kernels.simd import (
     absolute,
@@ -39,6 +40,7 @@ from fastpool.kernels.simd import (
     larger,
     like,
     load,
+    load_across,
     load_masked,
     load_phases,
     load_phases_between,
@@ -49,15 +51,20 @@ from fastpool.kernels.simd import (
     pointer,
     polynomial,
     prefetch,
+    quotient,
     repeat,
     scatter_between,
+    settle,
     smaller,
     splat,
     sqrt,
     store,
+    store_across,
     store_masked,
+    store_past,
     store_phases,
     store_phases_between,
+    store_phases_past,
     unit,
     unroll,
     where,
@@ -464,6 +471,44 @@ def test_every_word_of_an_arithmetic_file_has_its_simd_form():
     assert {word.__name__ for word in number.WORDS + number.BUILDING} == set(WORDS)
 
 
+@specialised
+def quotients(this, dtype, lanes):
+    L = lanes
+
+    def kernel(args, start, stop):
+        x, count, found, n = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3]
+        for at in range(0, n, L):
+            store(found, at, quotient(load(x, at, L), load(count, at, L)))
+
+    return kernel
+
+
+@floats
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 9, 25, 169, 961, 12543, -7, 2.0**40])
+def test_quotient_has_a_divisions_bits(dtype, count):
+    """Of any bit pattern whose quotient is normal, zero, infinite or NaN."""
+    kind = numpy_dtype(dtype)
+    x = np.random.default_rng(0).integers(0, 2 ** (8 * kind.itemsize), 1 << 14, f"u{kind.itemsize}").view(kind)
+    x[:16] = pairs(dtype)[0][::16]
+    counts, found = np.full_like(x, count), np.empty_like(x)
+    run(quotients(THIS, dtype, 8), x, counts, found, x.size)
+    with np.errstate(all="ignore"):
+        expected = x / counts
+    whole = ~(np.abs(expected) < np.finfo(kind).tiny) | (expected == 0) & (x == 0)
+    assert_same_bits(found[whole], expected[whole])
+
+
+@integers
+def test_quotient_of_integers_truncates(dtype):
+    x, y = pairs(dtype)
+    fits = [bool(b) and abs(int(a)) // abs(int(b)) <= np.iinfo(x.dtype).max for a, b in zip(x, y, strict=True)]
+    x, y = x[fits], y[fits]
+    found = np.empty(x.size + 4, x.dtype)
+    run(quotients(THIS, dtype, 1), x, y, found, x.size)
+    sign = [1 if (a < 0) == (b < 0) else -1 for a, b in zip(x, y, strict=True)]
+    assert found[: x.size].tolist() == [s * (abs(int(a)) // abs(int(b))) for s, a, b in zip(sign, x, y, strict=True)]
+
+
 # Memory: arrays lie inside larger ones, whose other elements must be neither seen nor changed
 
 MARGIN = 83  # odd: no access below is aligned to its register
@@ -533,6 +578,84 @@ def test_load_and_store(dtype, lanes):
         masked[MARGIN + position[inside]] = here[inside]
         assert_same_bits(y, whole)
         assert_same_bits(z, masked)
+
+
+@specialised
+def across_access(this, dtype, lanes):
+    L = lanes
+
+    def kernel(args, start, stop):
+        x, y, origins, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, int64), pointer(args, 3, dtype)
+        found = load_across(x, origins, 1, args[4], L)
+        for k in range(4):
+            store(out, k * L, phase(found, k))
+        store_across(y, origins, 1, args[4], found)
+
+    return kernel
+
+
+@all_lanes
+@all_dtypes
+def test_across(dtype, lanes):
+    """Lanes from rows that lie anywhere, and back; of rows that are one, the first lane's elements stay."""
+    L, worker = lanes, across_access(THIS, dtype, lanes)
+    x = np.arange(MARGIN + 40 * L).astype(numpy_dtype(dtype))
+    origins = np.r_[-1, np.random.default_rng(L).permutation(L) * 7 + 3]  # the first is not read
+    y, out = np.full_like(x, SENTINEL), np.empty((4, L), x.dtype)
+    run(worker, x, y, origins, out, 2)
+    at = origins[1:, None] + 2 + np.arange(4)
+    assert_same_bits(out, x[at].T.copy())
+    expected = np.full_like(x, SENTINEL)
+    expected[at] = x[at]
+    assert_same_bits(y, expected)
+
+
+@specialised
+def stores_past(this, dtype, lanes):
+    L = lanes
+
+    def kernel(args, start, stop):
+        x, y, pairs = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
+        store_past(y, L, load(x, 0, L))
+        store_phases_past(pairs, 2 * L, load_phases(x, 0, 2, L))
+        settle()
+
+    return kernel
+
+
+@all_lanes
+@all_dtypes
+def test_stores_past_the_caches(dtype, lanes):
+    L, kind = lanes, numpy_dtype(dtype)
+    x = np.arange(2 * L).astype(kind)
+    room = np.full(6 * L + 64, SENTINEL, kind)
+    first = -room.ctypes.data // kind.itemsize % 64  # a multiple of a register's bytes
+    y, pairs = room[first : first + 2 * L], room[first + 2 * L : first + 6 * L]
+    run(stores_past(THIS, dtype, lanes), x, y, pairs)
+    assert_same_bits(y, np.r_[np.full(L, SENTINEL, kind), x[:L]])
+    assert_same_bits(pairs, np.r_[np.full(2 * L, SENTINEL, kind), x])
+
+
+@specialised
+def nan_search(this, dtype, lanes):
+    found = has_nan(dtype, lanes)
+
+    def kernel(args, start, stop):
+        out = pointer(args, 1, int64)
+        out[0] = found(pointer(args, 0, dtype), args[2], args[3], args[4])
+
+    return kernel
+
+
+@all_lanes
+@floats
+def test_nan_is_seen_and_nothing_beyond_the_end(dtype, lanes):
+    worker, out = nan_search(THIS, dtype, lanes), np.empty(1, np.int64)
+    for at in range(3 * lanes):
+        x = np.zeros(3 * lanes + 1, numpy_dtype(dtype))
+        x[at], x[-1] = np.nan, np.nan
+        run(worker, x, out, 1, 3 * lanes - 1, 3 * lanes)
+        assert out[0] == (at >= 1), at
 
 
 STRIDES = (1, 2, 3, 4)

@@ -36,6 +36,10 @@ def absolute(x):
     return abs(x)
 
 
+def quotient(x, count):
+    return x / count
+
+
 def sqrt(x):
     return math.sqrt(x)
 

@@ -1,5 +1,6 @@
 """Average: the sum over the window by the number of taps that count (count_include_pad, divisor_override)."""
 
+from ..number import quotient
 from . import Summing
 
 
@@ -16,11 +17,11 @@ def combine(a, b):
 
 
 def finalise(total, count, size, p):
-    return total / count
+    return quotient(total, count)
 
 
 def gives(gy, y, residue, count, size, p):
-    return gy / count
+    return quotient(gy, count)
 
 
 def share(gy, x, y, residue, count, size, p):
