@@ -4,12 +4,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int32, uint8, uint16, uint32, uint64
+from numba import int32, types, uint8, uint16, uint32, uint64
 
 from .. import number as vocabulary
 from .. import random
 from ..pool import Selecting
-from ..simd import lane_index, number, splat, stacked, store, store_phases
+from ..simd import any_lane, between, lane_index, load, load_masked, number, splat, stacked, store, store_phases
 from .number import compiled, jitable
 
 
@@ -24,6 +24,8 @@ class Arithmetic(NamedTuple):
     """(zero, tap, total, u) -> state"""
     step: Any
     """(state, x, tap, p) -> state"""
+    ordered: Any
+    """The same where no x is NaN, if that is quicker; else None"""
     combine: Any
     """(state, state) -> state"""
     finish: Any
@@ -86,9 +88,12 @@ def _selecting(kind, neutral, init, accumulate, combine):
     def share(gy, x, y, saved, tap, count, size, p):
         return selected(gy, saved, tap)
 
-    return Arithmetic(
-        neutral, survey, begin_drawn if kind.draws else begin, step, combine, finish, share, None, None, bool(surveyed), False, True
-    )
+    ordered = None
+    if kind.ordered:
+        clean = compiled(kind.ordered)
+        ordered = jitable(lambda state, x, tap, p: clean(state, x, tap))
+    beginning = begin_drawn if kind.draws else begin
+    return Arithmetic(neutral, survey, beginning, step, ordered, combine, finish, share, None, None, bool(surveyed), False, True)
 
 
 def _summing(kind, neutral, init, accumulate, combine):
@@ -131,6 +136,7 @@ def _summing(kind, neutral, init, accumulate, combine):
         None,
         begin,
         step,
+        None,
         combine,
         finish_with_residue if residue else finish,
         share,
@@ -140,6 +146,30 @@ def _summing(kind, neutral, init, accumulate, combine):
         not kind.linear,
         bool(residue),
     )
+
+
+def looks_for_nan(A, dtype):
+    """Whether it pays to look for NaN where windows overlap so much that what is seen once saves several steps: at stride 1, and where maps
+    are copied anyway.  8x64x112x112 max 3x3 s1 p1 with indices 4.4 to 3.4 ms; but s2 p1 1.19 to 1.37."""
+    return A.ordered is not None and isinstance(number(dtype), types.Float)
+
+
+@functools.cache
+def has_nan(dtype, lanes):
+    """(array, first, count, end) -> whether there is a NaN among elements first .. first + count - 1, or perhaps one of those up to the
+    next whole register; none from ``end`` on is read."""
+    real = number(dtype)
+
+    @jitable
+    def found(array, first, count, end):
+        zero = splat(real(0), lanes)
+        nan = zero != zero
+        for at in range(first, first + count, lanes):
+            v = load(array, at, lanes) if at + lanes <= end else load_masked(array, at, between(at, 1, at, end, lanes), zero)
+            nan = nan | (v != v)
+        return any_lane(nan)
+
+    return found
 
 
 def members(kind, real):

@@ -79,6 +79,8 @@ class Selecting(_Reduction):
     input.  If ``draws``: (zero, tap, total, u) with the survey's total and u uniform in [0, 1)."""
     accumulate: Callable[..., Any]
     """(state, x, tap) -> state.  Taps come in rising order."""
+    ordered: Callable[..., Any] | None = None
+    """``accumulate`` where no x is NaN, if that is quicker: for loop nests that have looked."""
     neutral: Callable[..., Any] = _no_change
     """(zero) -> the x that changes no state: what padding is filled with."""
     combine: Callable[..., Any] | None = None

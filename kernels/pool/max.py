@@ -15,6 +15,11 @@ def accumulate(state, x, tap):
     return where(nan, x, larger(x, best)), where((x > best) | nan, tap, index)
 
 
+def accumulate_ordered(state, x, tap):
+    best, index = state
+    return larger(x, best), where(x > best, tap, index)
+
+
 def combine(a, b):
     x, i = a
     y, j = b
@@ -28,4 +33,6 @@ DOC = """The largest element of each window; with ``return_indices`` also its fl
     Padding is ignored.  The first of equal elements wins; a NaN wins over everything, the last NaN over the others.  Values and
     indices equal torch's bit for bit.  Saved for backward: one byte an output (windows of up to 255 taps), where torch saves eight.
     """
-MAX = Selecting("max", init, accumulate, neutral=lowest, combine=combine, face=Face("max", "Max", DOC, adaptive=True))
+MAX = Selecting(
+    "max", init, accumulate, ordered=accumulate_ordered, neutral=lowest, combine=combine, face=Face("max", "Max", DOC, adaptive=True)
+)

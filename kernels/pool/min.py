@@ -15,6 +15,11 @@ def accumulate(state, x, tap):
     return where(nan, x, smaller(x, best)), where((x < best) | nan, tap, index)
 
 
+def accumulate_ordered(state, x, tap):
+    best, index = state
+    return smaller(x, best), where(x < best, tap, index)
+
+
 def combine(a, b):
     x, i = a
     y, j = b
@@ -24,4 +29,6 @@ def combine(a, b):
 
 
 DOC = "The smallest element of each window: max_pool with the order reversed, NaN and ties by the same rules.  Not in torch."
-MIN = Selecting("min", init, accumulate, neutral=highest, combine=combine, face=Face("min", "Min", DOC, adaptive=True))
+MIN = Selecting(
+    "min", init, accumulate, ordered=accumulate_ordered, neutral=highest, combine=combine, face=Face("min", "Min", DOC, adaptive=True)
+)
