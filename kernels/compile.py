@@ -228,6 +228,11 @@ def cache(name, key, path):
     return _DiskCache(name, key, Path(path)) if directory() else _NoCache(name)
 
 
+def nest_name(factory):
+    """What a factory of workers is called: 'contiguous.forward'."""
+    return f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
+
+
 def specialised(factory):
     """``factory(*constants)`` returns the Python function of a worker; the decorated one returns it compiled, a ``Worker``.
 
@@ -236,7 +241,7 @@ def specialised(factory):
 
     @functools.cache
     def compiled(*constants):
-        name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
+        name = nest_name(factory)
         key = f"{factory.__module__}.{factory.__qualname__}({', '.join(map(_describe, constants))})"
         # numpy's error model: no branch for a division by zero in a worker, which could not raise.
         worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"}, Whole)

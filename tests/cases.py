@@ -19,6 +19,7 @@ GEOMETRIES = {
     "3x3s2p1": ((2, 17, 13, 37), window((3, 3), (2, 2), (1, 1))),
     "3x3s1p1-one-row": ((1, 2, 1, 19), window((3, 3), (1, 1), (1, 1))),
     "3x3s1p1": ((1, 5, 9, 34), window((3, 3), (1, 1), (1, 1))),
+    "3x3s1p1-wide": ((1, 2, 4, 3001), window((3, 3), (1, 1), (1, 1))),
     "window-is-input": ((2, 3, 5, 7), window((5, 7))),
     "one-pixel": ((3, 2, 1, 1), window((1, 1))),
     "asymmetric-dilated": ((1, 3, 16, 21), window((2, 3), (1, 3), (1, 1), (3, 2))),
@@ -27,6 +28,12 @@ GEOMETRIES = {
     "7x7s7": ((1, 33, 7, 42), window((7, 7))),
     "3x3s2p1-wide": ((1, 2, 5, 3001), window((3, 3), (2, 2), (1, 1))),
     "2x2s1-many-channels": ((1, 277, 3, 5), window((2, 2), (1, 1))),
+    "narrow-3x3s2p1": ((2, 19, 7, 7), window((3, 3), (2, 2), (1, 1))),
+    "narrow-2x2s1": ((1, 70, 5, 6), window((2, 2), (1, 1))),
+    "narrow-2x3s3": ((3, 7, 11, 8), window((2, 3), (3, 1), (1, 1))),
+    "narrow-one-output": ((1, 40, 2, 3), window((2, 3))),
+    "across-5x5s1p2": ((2, 19, 9, 7), window((5, 5), (1, 1), (2, 2))),
+    "across-dilated": ((1, 37, 6, 9), window((2, 3), (1, 3), (1, 1), (3, 2))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
 LONG = {
@@ -40,11 +47,14 @@ DEEP = {
     "3d-2s2": ((2, 3, 4, 6, 18), window((2, 2, 2))),
     "3d-3s2p1-ceil": ((1, 5, 6, 7, 20), window((3, 3, 3), (2, 2, 2), (1, 1, 1), ceil_mode=True)),
     "3d-asymmetric-dilated": ((1, 2, 5, 9, 13), window((1, 3, 2), (2, 1, 3), (0, 1, 1), (1, 2, 3))),
+    "3d-narrow": ((2, 9, 2, 5, 6), window((1, 3, 3), (1, 2, 2), (0, 1, 1))),
+    "3d-across": ((1, 18, 3, 4, 5), window((2, 3, 3), (1, 2, 2), (1, 1, 1))),
     "3d-window-is-input": ((2, 2, 3, 4, 5), window((3, 4, 5))),
 }
 GEOMETRIES |= LONG | DEEP
 EVERY_NEST = (
     "3x3s2p1", "3x3s2p1-wide", "asymmetric-dilated", "9x9s1p4", "7x7s7", "window-is-input", "1d-3s2p1-ceil", "3d-3s2p1-ceil",
+    "narrow-3x3s2p1", "across-5x5s1p2", "across-dilated",
 )  # fmt: skip
 """Of GEOMETRIES, enough to send a pooling type through each loop nest."""
 EVERY_KIND = ("3x3s2p1", "asymmetric-dilated", "9x9s1p4", "7x7s7")

@@ -1,5 +1,7 @@
 """Every kind x geometry x layout x dtype, forward and backward, against the float64 reference and against torch."""
 
+import math
+
 import pytest
 import reference
 import torch
@@ -85,6 +87,42 @@ def test_selecting(kind, geometry, dtype):
         assert torch.equal(y.isnan(), truth.isnan()), name
         assert torch.equal(flat.where(valid, 0), chosen.where(valid, 0)), name
         assert torch.equal(a.grad, gx), name  # integers: sums in any order are the same
+
+
+CLEAN = ("3x3s1p1", "3x3s1p1-wide", "narrow-3x3s2p1", "narrow-2x2s1", "2x2s1-many-channels", "1d-31s1p15")
+"""Of GEOMETRIES, where nests look for NaN, and what stands beside them."""
+
+
+@pytest.mark.parametrize("kind", ["max", "min"])
+@pytest.mark.parametrize("geometry", CLEAN)
+def test_nan_is_found_wherever_it_lies(kind, geometry):
+    """Nests that look for NaN first take a quicker way where there is none: no NaN, and one at every tenth place in turn."""
+    shape, w = GEOMETRIES[geometry]
+    clean = adversarial(shape, torch.float32, special=False)
+    pool = op(kind, w)
+    for at in (None, *range(0, clean.numel(), 1 + clean.numel() // 10), clean.numel() - 1):
+        x = clean.clone()
+        if at is not None:
+            x.view(-1)[at] = math.nan
+        truth, chosen = reference.pool(KINDS[kind], x, w)
+        for name in ("contiguous", "channels_last", "cropped"):
+            y, flat = _with_indices(LAYOUTS[name](x), pool)
+            assert torch.equal(y.nan_to_num(77), truth.nan_to_num(77)), (name, at)
+            assert torch.equal(y.isnan(), truth.isnan()), (name, at)
+            assert torch.equal(flat, chosen), (name, at)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("max", -math.inf), ("min", math.inf)])
+@pytest.mark.parametrize("geometry", [name for name in EVERY_NEST if "dilated" not in name] + ["2x2s2", "1d-5s7d2"])
+def test_first_inside_is_chosen_where_no_element_wins(kind, value, geometry):
+    """Of windows of nothing but the value that every other beats."""
+    shape, w = GEOMETRIES[geometry]
+    x = torch.full(shape, value)
+    _, chosen = reference.pool(KINDS[kind], x, w)
+    for name, layout in LAYOUTS.items():
+        y, flat = _with_indices(layout(x), op(kind, w))
+        assert (y == value).all(), name
+        assert torch.equal(flat, chosen), name
 
 
 @pytest.mark.parametrize(("kind", "geometry", "dtype"), places(SUMMING))

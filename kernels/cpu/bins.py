@@ -19,11 +19,13 @@ from ..simd import (
     number,
     numbers,
     pointer,
+    settle,
     splat,
     stacked,
     store,
     store_each,
     store_masked,
+    store_past,
     where,
 )
 from .number import jitable
@@ -50,14 +52,15 @@ def forward(kind, dtype, saved, saves, lanes):
         return load_masked(x, row + at, inside, fill)
 
     @jitable
-    def empty():
-        zero, origin = splat(real(0), L), splat(int32(0), L)
-        return begin(zero, origin, zero, zero)
+    def empty(tap):
+        """Before any element; ``tap`` is the first to come, which stays chosen where none is above -inf."""
+        zero = splat(real(0), L)
+        return begin(zero, splat(int32(tap), L), zero, zero)
 
     @jitable
     def block(start, stop, args):
         x, row, length, x_end, first, fill, p = args
-        a = b = c = d = empty()
+        a = b = c = d = empty(first + start)
         whole = start + (stop - start) // (4 * L) * (4 * L)
         for at in range(start, whole, 4 * L):
             tap = splat(int32(first + at), L) + lane_index(int32, L)
@@ -69,7 +72,7 @@ def forward(kind, dtype, saved, saves, lanes):
             a = step(a, fetch(x, row, at, length, x_end, fill), splat(int32(first + at), L) + lane_index(int32, L), p)
         return combine(combine(a, b), combine(c, d))
 
-    long_row, unit = cascade(block, combine, empty, 4 * L)
+    long_row, unit = cascade(block, combine, jitable(lambda args: empty(args[4])), 4 * L)
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -83,12 +86,15 @@ def forward(kind, dtype, saved, saves, lanes):
         n, c = plane // C, plane % C
         for out in range(start * OW, stop * OW, L):
             filled, several = 0, min(L, stop * OW - out)
-            for i in range(L):
-                store_each(states, i * L, tuple_of(empty()))
+            for i in range(several, L):
+                store_each(states, i * L, tuple_of(empty(0)))
             while filled < several:
                 # The windows of one row of outputs go through their rows together, so that memory is read in its order.
                 run, row_count = min(OW - ow, several - filled), counts_d[od] * counts_h[oh]
                 source = n * stride_n + c * stride_c + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
+                row_tap = (spans_d[3 * od + 1] * KH + spans_h[3 * oh + 1]) * KW
+                for i in range(run):
+                    store_each(states, (filled + i) * L, tuple_of(empty(row_tap + spans_w[3 * (ow + i) + 1])))
                 for kd in range(spans_d[3 * od + 1], spans_d[3 * od + 2]):
                     for kh in range(spans_h[3 * oh + 1], spans_h[3 * oh + 2]):
                         line, line_tap = source + kd * step_d + kh * step_h, (kd * KH + kh) * KW
@@ -131,12 +137,13 @@ def forward(kind, dtype, saved, saves, lanes):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, once):
+def backward(kind, dtype, saved, lanes, once, past):
     """Arguments: gx, gy, saved, x, y; tables: the windows of each slice and of each row, spans of columns, counts of slices, rows and
     columns; C, D, H, W, OD, OH, OW; x's strides of N, C, D and H; KD, KH, KW; the reduction's parameters.  gx, gy, saved and y are dense;
-    x and y are read only by a reduction whose gradient needs them.  ``once``: every element of x lies in exactly one window."""
+    x and y are read only by a reduction whose gradient needs them.  ``once``: every element of x lies in exactly one window.
+    ``past``: then gx, windows of whole cache lines, is written past the caches."""
     A, P, L, real, residue = arithmetic(kind), len(kind.parameters), lanes, number(dtype), number(saved)
-    share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
+    share, reads_values, reads_saved, put = A.share, A.reads_values, A.reads_saved, store_past if past else store
 
     def kernel(args, start, stop):
         gx, gy, kept, x, y = (
@@ -172,7 +179,7 @@ def backward(kind, dtype, saved, lanes, once):
                             if at + L <= right:
                                 here = load(x, row + at, L) if reads_values else zero
                                 given = share(g, here, v, s, tap, count, size, p)
-                                store(gx, target + at, given if once else load(gx, target + at, L) + given)
+                                put(gx, target + at, given if once else load(gx, target + at, L) + given)
                             else:
                                 tail = between(at, 1, 0, right, L)
                                 here = load_masked(x, row + at, tail, zero) if reads_values else zero
@@ -180,5 +187,7 @@ def backward(kind, dtype, saved, lanes, once):
                                 if not once:
                                     given = given + load_masked(gx, target + at, tail, zero)
                                 store_masked(gx, target + at, given, tail)
+        if past:
+            settle()
 
     return kernel

@@ -21,10 +21,12 @@ from ..simd import (
     pointer,
     register_bytes,
     repeat,
+    settle,
     splat,
     stacked,
     store,
     store_masked,
+    store_past,
     unroll,
     with_phase,
 )
@@ -40,15 +42,19 @@ def group(kind, lanes, channels):
     carry, so that memory is read in longer pieces (8x256x56x56 max 2x2 s2 2.7 to 2.1 ms, 3x3 s2 p1 3.9 to 3.1; of 64 channels three taps
     wide, GROUP 4.6 and one by one 6.8)."""
     fits = register_bytes() == 64 and not kind.draws and len(members(kind, None)) <= 2
-    return WIDE if fits and channels >= WIDE * lanes else GROUP
+    if fits and channels >= WIDE * lanes:
+        return WIDE
+    return next((several for several in (GROUP, 2) if channels >= several * lanes), 1)
 
 
 DRAWN = 2048
 """Channels whose draws at four pixels are made together; of more, each is made alone."""
 
 
-def _access(lanes):
-    """(fetch, put): a register of channels c, c + 1, ... of the pixel at an offset, all of them if ``whole``, or those below C."""
+def _access(lanes, past=False):
+    """(fetch, put): a register of channels c, c + 1, ... of the pixel at an offset, all of them if ``whole``, or those below C;
+    put past the caches or not."""
+    put_whole = store_past if past else store
 
     @jitable
     def fetch(x, pixel, c, C, whole, fill):
@@ -59,15 +65,15 @@ def _access(lanes):
     @jitable
     def put(y, pixel, c, C, whole, value):
         if whole:
-            store(y, pixel + c, value)
+            put_whole(y, pixel + c, value)
         else:
             store_masked(y, pixel + c, value, between(c, 1, 0, C, lanes))
 
     return fetch, put
 
 
-def _window(step, tapped, lanes, registers):
-    """(states, args) -> states, one a register, through the taps inside of one window."""
+def _window(step, tapped, lanes, registers, width):
+    """(states, args) -> states, one a register, through the taps inside of one window, ``width`` (0: any number of) columns wide."""
     fetch, _ = _access(lanes)
 
     @jitable
@@ -76,25 +82,33 @@ def _window(step, tapped, lanes, registers):
         return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, whole, fill), tap, p))
 
     @jitable
+    def column(states, kw, args):
+        x, row, step, c, C, whole, fill, tap, p = args
+        taps = splat(tapped(tap + kw), lanes)
+        return unroll(stepped, registers, states, (x, row + kw * step, c, C, whole, fill, taps, p))
+
+    @jitable
     def taps(states, args):
         x, origin, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p = args
         for kd in range(slices[0], slices[1]):
             for kh in range(lines[0], lines[1]):
-                row = origin + kd * steps[0] + kh * steps[1]
-                for kw in range(columns[0], columns[1]):
-                    tap = splat(tapped((kd * KH + kh) * KW + kw), lanes)
-                    states = unroll(stepped, registers, states, (x, row + kw * steps[2], c, C, whole, fill, tap, p))
+                row = x, origin + kd * steps[0] + kh * steps[1], steps[2], c, C, whole, fill, (kd * KH + kh) * KW, p
+                if width > 0 and columns[1] - columns[0] == width:
+                    states = unroll(column, width, states, row)
+                else:
+                    for kw in range(columns[0], columns[1]):
+                        states = column(states, kw, row)
         return states
 
     return taps
 
 
-def _pooled(kind, dtype, saved, saves, lanes, registers):
+def _pooled(kind, dtype, saved, saves, lanes, registers, width, past):
     """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
-    window, survey = (_window(step, tapped, lanes, registers) for step in (A.step, A.survey or A.step))
-    _, put = _access(lanes)
+    window, survey = (_window(step, tapped, lanes, registers, width) for step in (A.step, A.survey or A.step))
+    (_, put), (_, put_kept) = _access(lanes, past), _access(lanes)
 
     @jitable
     def begun(states, i, args):
@@ -114,7 +128,7 @@ def _pooled(kind, dtype, saved, saves, lanes, registers):
         value, choice = finish(phase(states, i), count, size, p)
         put(y, out, c + i * L, C, whole, value)
         if saves:
-            put(kept, out, c + i * L, C, whole, convert(choice, saved))
+            put_kept(kept, out, c + i * L, C, whole, convert(choice, saved))
         return states
 
     @jitable
@@ -132,14 +146,15 @@ def _pooled(kind, dtype, saved, saves, lanes, registers):
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, group):
+def forward(kind, dtype, saved, saves, lanes, group, width, past):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
     and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the seed's halves; the reduction's
-    parameters.  y and saved are dense."""
+    parameters.  y and saved are dense.  ``width``: columns of the window, if they are written out, or 0.  ``past``: y, whose pixels are
+    whole cache lines, is written past the caches."""
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
-    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers) for registers in (group, 1))
+    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, width, past) for registers in (group, 1))
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -180,21 +195,25 @@ def forward(kind, dtype, saved, saves, lanes, group):
                         window = x, row + edge, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p
                         one(y, kept, out, tap, count, size, draws, window)
                         c += L
+        if past:
+            settle()
 
     return kernel
 
 
-def _gathered(kind, dtype, saved, lanes, registers):
+def _gathered(kind, dtype, saved, lanes, registers, uniform, past):
     """The gradient of one pixel's channels c .. c + registers * lanes - 1, from the windows that hold it, stored at ``target``."""
     A, L, real = arithmetic(kind), lanes, number(dtype)
     share, reads_values, reads_saved, residue = A.share, A.reads_values, A.reads_saved, number(saved)
-    fetch, put = _access(lanes)
+    fetch, put = _access(lanes, past)
 
     @jitable
     def given(acc, i, args):
         gy, kept, y, here, out, tap, count, size, c, C, whole, p = args
         zero, nothing = splat(real(0), L), splat(residue(0), L)
         at = c + i * L
+        if uniform:
+            return with_phase(acc, i, phase(acc, i) + fetch(gy, out, at, C, whole, zero))
         v = fetch(y, out, at, C, whole, zero) if reads_values else zero
         k = fetch(kept, out, at, C, whole, nothing) if reads_saved else nothing
         return with_phase(acc, i, phase(acc, i) + share(fetch(gy, out, at, C, whole, zero), phase(here, i), v, k, tap, count, size, p))
@@ -206,8 +225,12 @@ def _gathered(kind, dtype, saved, lanes, registers):
 
     @jitable
     def written(acc, i, args):
-        gx, target, c, C, whole = args
-        put(gx, target, c + i * L, C, whole, phase(acc, i))
+        gx, target, c, C, whole, count, size, p = args
+        value = phase(acc, i)
+        if uniform:
+            zero = splat(real(0), L)
+            value = share(value, zero, zero, splat(residue(0), L), splat(residue(0), L), count, size, p)
+        put(gx, target, c + i * L, C, whole, value)
         return acc
 
     @jitable
@@ -227,19 +250,20 @@ def _gathered(kind, dtype, saved, lanes, registers):
                     ow, tap = pairs_w[k], splat(residue(line_tap + pairs_w[k + 1]), L)
                     count = splat(line_count * counts_w[ow], L)
                     acc = unroll(given, registers, acc, (gy, kept, y, here, (line + ow) * C, tap, count, size, c, C, whole, p))
-        unroll(written, registers, acc, (gx, target, c, C, whole))
+        unroll(written, registers, acc, (gx, target, c, C, whole, splat(counts_d[0] * counts_h[0] * counts_w[0], L), size, p))
 
     return gather
 
 
 @specialised
-def backward(kind, dtype, saved, lanes):
+def backward(kind, dtype, saved, lanes, group, uniform, past):
     """Arguments: gx, gy, saved, x, y; tables: the windows of each slice, row and column, counts of the same; C, D, H, W, OD, OH, OW; x's
     strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; the reduction's parameters.  gx, gy, saved and y are dense; x and
-    y are read only by a reduction whose gradient needs them."""
+    y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are the same.
+    ``past``: gx, whose pixels are whole cache lines, is written past the caches."""
     P, L, real = len(kind.parameters), lanes, number(dtype)
     reads_values = arithmetic(kind).reads_values
-    several, one = (_gathered(kind, dtype, saved, lanes, registers) for registers in (GROUP, 1))
+    several, one = (_gathered(kind, dtype, saved, lanes, registers, uniform, past) for registers in (group, 1))
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
     def kernel(args, start, stop):
@@ -268,13 +292,15 @@ def backward(kind, dtype, saved, lanes):
                 window = gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p
                 c = 0
                 while c < C:
-                    if c + GROUP * L <= C:
+                    if c + group * L <= C:
                         several(gx, target, pixel, c, True, window)
-                        c += GROUP * L
+                        c += group * L
                     else:
                         inside = target + c + L <= (job + 1) * W * C and last + c + L <= y_end
                         whole = c + L <= C or (inside and (not reads_values or pixel + c + L <= x_end))
                         one(gx, target, pixel, c, whole, window)
                         c += L
+        if past:
+            settle()
 
     return kernel

@@ -28,19 +28,22 @@ from ..simd import (
     pointer,
     repeat,
     scatter_between,
+    settle,
     splat,
     stacked,
     store,
     store_masked,
+    store_past,
     store_phases,
     store_phases_between,
+    store_phases_past,
     unroll,
     where,
     with_phase,
 )
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, draws_of_plane, index
+from .reduction import arithmetic, draws_of_plane, has_nan, index, looks_for_nan
 
 DRAWN = 1024
 """Outputs whose draws are made together; a multiple of every number of lanes."""
@@ -109,19 +112,20 @@ def _window(step, tapped, lanes, rows, taps, stride, dilation, bounded):
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
+def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation, past):
     """Arguments: x, y, saved; tables: spans of slices and of rows, the first tap inside of each column, counts of slices, rows and
     columns; C, W, OD, OH, OW; x's strides of N, C, D and H, and its end; dilated strides of slices and rows; KD, KH, KW, SH, SW, DW,
-    PW; bands of a plane and rows of a band; the seed's halves; the reduction's parameters.  y and saved are dense."""
+    PW; bands of a plane and rows of a band; the seed's halves; the reduction's parameters.  y and saved are dense.  ``past``: y, whose
+    rows are whole cache lines, is written past the caches."""
     A, P, L, real, tapped = arithmetic(kind), len(kind.parameters), lanes, number(dtype), index(dtype, saved)
     neutral, begin, finish, surveys = A.neutral, A.begin, A.finish, A.surveys
     draws, fill_draws, chunk = kind.draws, draws_of_plane(kind, lanes, real), DRAWN if kind.draws else 1 << 62
     draws_room = DRAWN + 8 * lanes if draws else 1
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
 
-    def pooled(rows, bounded):
+    def pooled(rows, bounded, step):
         """Pool one block: -> (value, choice)."""
-        window, survey = (_window(step, tapped, lanes, rows, taps, stride, dilation, bounded) for step in (A.step, A.survey or A.step))
+        window, survey = (_window(step, tapped, lanes, rows, taps, stride, dilation, bounded) for step in (step, A.survey or step))
 
         @jitable
         def pool(drawn, at, tap, count, size, window_args):
@@ -133,8 +137,12 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
 
         return pool
 
+    put = store_past if past else store
     p_of = jitable(lambda window_args: window_args[13])
-    inside, bounded = pooled(rows, False), pooled(0, True)
+    inside, bounded = pooled(rows, False, A.step), pooled(0, True, A.step)
+    looks, holds_nan = looks_for_nan(A, dtype) and taps > 0 and stride == 1, has_nan(dtype, lanes)
+    if looks:
+        ordered_inside, ordered_bounded = pooled(rows, False, A.ordered), pooled(0, True, A.ordered)
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -155,6 +163,7 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
             source, last = plane // C * stride_n + plane % C * stride_c, min(height, first_row + band)
             od, oh, y_end = first_row // OH, first_row % OH, (plane * height + last) * OW
             drawn_start = drawn_end = 0
+            seen = worst = -1
             for r in range(first_row, last):
                 slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
                 out, origin = (plane * height + r) * OW, source + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
@@ -165,6 +174,18 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                 stops = far_end if out + blocks <= y_end else min(far_end, OW // L * L)
                 if lines[1] - lines[0] < rows or below + (stops - L) * SW - PW + reach > x_end:
                     stops = 0
+                ordered = False
+                if looks:
+                    ordered = slices[1] - slices[0] == 1
+                    if oh == 0 or r == first_row:
+                        seen = worst = -1
+                    top = origin + slices[0] * step_d
+                    for row in range(lines[0], lines[1]):
+                        if ordered and top + row * step_h > seen:
+                            seen = top + row * step_h
+                            if holds_nan(x, seen, W, x_end):
+                                worst = seen
+                    ordered = ordered and worst < top + lines[0] * step_h
                 row_stops, ow = stops, 0
                 for first in range(0, OW, chunk):
                     end, stops = min(OW, first + chunk), min(row_stops, first + chunk)
@@ -178,17 +199,29 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                             for at in range(ow, stops, L):
                                 window = x, origin, slices, lines, step_d, step_h, at * SW - PW, W, KH, KW, SW, DW, fill, p
                                 count = rows_count * load(counts_w, at, L)
-                                value, choice = inside(drawn, drawn_at + at, row_taps, count, size, window)
-                                store(y, out + at, value)
+                                if looks:
+                                    if ordered:
+                                        value, choice = ordered_inside(drawn, drawn_at + at, row_taps, count, size, window)
+                                    else:
+                                        value, choice = inside(drawn, drawn_at + at, row_taps, count, size, window)
+                                else:
+                                    value, choice = inside(drawn, drawn_at + at, row_taps, count, size, window)
+                                put(y, out + at, value)
                                 if saves:
                                     store(kept, out + at, convert(choice, saved))
                             ow = stops
                         else:
                             window = x, origin, slices, lines, step_d, step_h, ow * SW - PW, W, KH, KW, SW, DW, fill, p
                             count, tap = rows_count * load(counts_w, ow, L), row_taps + load(first_w, ow, L)
-                            value, choice = bounded(drawn, drawn_at + ow, tap, count, size, window)
+                            if looks:
+                                if ordered:
+                                    value, choice = ordered_bounded(drawn, drawn_at + ow, tap, count, size, window)
+                                else:
+                                    value, choice = bounded(drawn, drawn_at + ow, tap, count, size, window)
+                            else:
+                                value, choice = bounded(drawn, drawn_at + ow, tap, count, size, window)
                             if out + ow + L <= y_end:
-                                store(y, out + ow, value)
+                                put(y, out + ow, value)
                                 if saves:
                                     store(kept, out + ow, convert(choice, saved))
                             else:
@@ -200,11 +233,13 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation):
                 oh += 1
                 if oh == OH:
                     od, oh = od + 1, 0
+        if past:
+            settle()
 
     return kernel
 
 
-def _windows(A, dtype, saved, lanes, taps, stride, dilation, shift, bounded):
+def _windows(A, dtype, saved, lanes, taps, stride, dilation, shift, uniform, bounded):
     """(acc, KW, args) -> acc, one Vec a phase of the input columns, plus what the windows of one output row give to them.
 
     Column q * stride + p + i * stride of lane i in phase p is tap kw of output q + i + (p + padding - kw * dilation) / stride, where that
@@ -229,12 +264,14 @@ def _windows(A, dtype, saved, lanes, taps, stride, dilation, shift, bounded):
             slot = 0
             at = q + (only + PW - kw * DW) // SW
         if stride > 0 or (only + PW - kw * DW) % SW == 0:
-            g, count = fetch(gy, out, at, OW, zero), high * fetch(columns, 0, at, OW, splat(real(1), L))
-            v = fetch(y, out, at, OW, zero) if reads_values else zero
-            s = fetch(kept, out, at, OW, nothing) if reads_saved else nothing
-            given = share(g, phase(x, slot), v, s, splat(saved(tap + kw), L), count, size, p)
-            if bounded:
-                given = where(between(at, 1, 0, OW, L), given, zero)
+            given = fetch(gy, out, at, OW, zero)
+            if not uniform:
+                count = high * fetch(columns, 0, at, OW, splat(real(1), L))
+                v = fetch(y, out, at, OW, zero) if reads_values else zero
+                s = fetch(kept, out, at, OW, nothing) if reads_saved else nothing
+                given = share(given, phase(x, slot), v, s, splat(saved(tap + kw), L), count, size, p)
+                if bounded:
+                    given = where(between(at, 1, 0, OW, L), given, zero)
             acc = with_phase(acc, slot, phase(acc, slot) + given)
         return acc
 
@@ -242,16 +279,24 @@ def _windows(A, dtype, saved, lanes, taps, stride, dilation, shift, bounded):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
+def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift, uniform, past):
     """Arguments: gx, gy, saved, x, y; tables: the windows of each slice and of each row, counts of slices, rows and columns; C, D, H,
     W, OD, OH, OW; x's strides of N, C, D and H, and its end; KD, KH, KW, SW, DW, PW; bands of a plane and rows of a band; the end of
-    gy; the reduction's parameters.  gx, gy, saved and y are dense; x and y are read only by a reduction whose gradient needs them."""
+    gy; the reduction's parameters.  gx, gy, saved and y are dense; x and y are read only by a reduction whose gradient needs them.
+    ``uniform``: it is linear, and all counts are the same.  ``past``: gx, whose rows are whole cache lines, is written past the caches."""
     A, P, L, S, real = arithmetic(kind), len(kind.parameters), lanes, max(stride, 1), number(dtype)
     reads_values, residue = A.reads_values, number(saved)
     inside_windows, bounded_windows = (
-        _windows(A, dtype, residue, lanes, taps, stride, dilation, shift, bounded) for bounded in (False, True)
+        _windows(A, dtype, residue, lanes, taps, stride, dilation, shift, uniform, bounded) for bounded in (False, True)
     )
     far, ask = ahead.distance(dtype), ahead.asking(dtype)
+    put = store_phases_past if past else store_phases
+
+    @jitable
+    def scaled(acc, i, args):
+        count, size, p = args
+        zero, nothing = splat(real(0), L), splat(residue(0), L)
+        return with_phase(acc, i, A.share(phase(acc, i), zero, zero, nothing, nothing, count, size, p))
 
     @jitable
     def gathered(inside, only, args):
@@ -294,6 +339,8 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
                     acc = inside_windows(acc, KW, window)
                 else:
                     acc = bounded_windows(acc, KW, window)
+        if uniform:
+            acc = unroll(scaled, S, acc, (splat(counts_d[0] * counts_h[0] * counts_w[0], L), size, p))
         return acc
 
     def kernel(args, start, stop):
@@ -341,7 +388,7 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
                         inside = q + lowest >= 0 and q + used + highest <= OW and below + q + highest + L <= y_end
                         acc = gathered(True, 0, window) if inside else gathered(False, 0, window)
                         if target + left + SW * L <= x_stop:
-                            store_phases(gx, target + left, acc)
+                            put(gx, target + left, acc)
                         else:
                             store_phases_between(gx, target, left, 0, W, acc)
                     else:
@@ -355,5 +402,7 @@ def backward(kind, dtype, saved, lanes, taps, stride, dilation, shift):
                             )  # fmt: skip
                             acc = gathered(False, only, window)
                             scatter_between(gx, target, left + only, SW, 0, W, phase(acc, 0))
+        if past:
+            settle()
 
     return kernel

@@ -6,8 +6,9 @@ L1.  Then columns by van Herk's and Gil and Werman's two passes (van Herk, "A fa
 combinations an output whatever the window's height.  Sums are made likewise, of sums only: nothing is subtracted, so that the error
 is that of adding a window up, and NaN and infinity stay in theirs.
 
-In channels_last maps a shift by one column is a shift by one register, and the same code runs.  A job is one plane, or a register of
-channels of one image, at one depth; windows are one slice deep.
+In channels_last maps a shift by one column is a shift by one register, and the same code runs; the next row of what is read and written
+is asked for, as the hardware does not foresee one line of each pixel (8x256x56x56, 13x13: avg 17.6 to 6.9 ms, max 16 to 6.2).  A
+job is one plane, or a register of channels of one image, at one depth; windows are one slice deep.
 """
 
 from numba import int32, int64
@@ -27,6 +28,7 @@ from ..simd import (
     numbers,
     phase,
     pointer,
+    prefetch,
     splat,
     store,
     store_each,
@@ -145,10 +147,15 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     @jitable
     def windows_of_row(line, found, args):
         """Of one row, the states of ``length`` windows of KW columns, into ``found``."""
-        x, row, h, column, length, W, KW, channel, C, stride_w, fill, more, p = args
+        x, row, h, column, length, W, KW, channel, C, stride_h, stride_w, fill, more, p = args
         end = (length + KW - 1) * unit
         for j in range(0, end, L):
             at = column + j // unit
+            if channels_last:
+                below = row + stride_h + at * stride_w + channel
+                prefetch(x, below)
+                if gradient and reads_values:
+                    prefetch(more[0], below)
             v = fetch(x, row, at, W, channel, C, stride_w, fill)
             if gradient:
                 y, kept, counts_h, counts_w, slice_count, size = more
@@ -219,7 +226,7 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                     if 0 <= h < H:
                         row = source + h * stride_h
                         more = (outputs, kept, counts_h, counts_w, counts_d[d], size) if gradient else ()
-                        windows_of_row(line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_w, fill, more, p))
+                        windows_of_row(line, found, (x, row, h, begin - PW, length, W, KW, channel, C, stride_h, stride_w, fill, more, p))
                     elif h <= 0 or h == H:
                         for j in range(0, length * unit, L):
                             if gradient:
@@ -232,6 +239,13 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                         if at > 0:
                             state = merge(load_each(prefix, j, L), state, p)
                         store_each(prefix, j, state)
+                        if channels_last:
+                            below = target + ((oh + 1) * OW + begin + j // unit) * pixel
+                            prefetch(y, below)
+                            if saves:
+                                prefetch(kept, below)
+                            if gradient and reads_values:
+                                prefetch(inputs, inputs_at + (oh + 1) * input_h + (begin + j // unit) * step_w)
                         if oh >= 0:
                             if at < KH - 1:
                                 state = merge(load_each(segment, (at + 1) * tile * unit + j, L), state, p)

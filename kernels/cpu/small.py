@@ -27,7 +27,7 @@ from ..simd import (
     with_phase,
 )
 from .number import jitable
-from .reduction import arithmetic, draws_of_plane, index
+from .reduction import arithmetic, draws_of_plane, has_nan, index, looks_for_nan
 
 ROOM = 8192
 """Elements of a map between its margins, at most."""
@@ -81,7 +81,9 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
 
         return jitable(lambda state, args: unroll(tap_of, taps, state, args))
 
-    window, survey = windows(A.step), windows(A.survey or A.step)
+    window, survey, ordered_window = windows(A.step), windows(A.survey or A.step), windows(A.ordered or A.step)
+    looks = looks_for_nan(A, dtype) and not direct and stride == 1
+    holds_nan = has_nan(real, lanes)
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -96,6 +98,7 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
             store(margins, at, fill)
         plane, d = start // D, start % D
         n, c = plane // C, plane % C
+        ordered = False
         for job in range(start, stop):
             source = n * stride_n + c * stride_c + d * stride_d
             array, corner, stride_a = margins, 0, stride_m
@@ -103,6 +106,8 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
                 array, corner, stride_a = x, source, stride_h
             else:
                 copied(x, source, stride_h, x_end, margins, PH * stride_m + PW, stride_m, H, W, fill)
+                if looks:
+                    ordered = not holds_nan(margins, PH * stride_m, H * stride_m, ROOM)
             if draws:
                 fill_draws(drawn, d * OH * OW, OH * OW, plane, k0, k1)
             table = 0
@@ -116,7 +121,11 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
                         u = phase(load_rows(drawn, d * OH * OW % 4 + oh * OW + ow, OW, R, 1, lanes), 0)
                     if surveys:
                         total = survey(total, at)
-                    state = window(begin(zero, load(firsts, table, L), total, u), at)
+                    state = begin(zero, load(firsts, table, L), total, u)
+                    if looks:
+                        state = ordered_window(state, at) if ordered else window(state, at)
+                    else:
+                        state = window(state, at)
                     value, choice = finish(state, load(counts, table, L), size, p)
                     out = (job * OH + oh) * OW + ow
                     if out + (R - 1) * OW + lanes <= stop * OH * OW:

@@ -13,12 +13,12 @@ DEPTH, LEVELS = 16, 4
 
 def cascade(block, combine, empty, unit):
     """(start, stop, args) -> the state of elements start .. stop - 1, by ``block``, which does it for up to DEPTH * unit of them; and
-    DEPTH * unit."""
+    DEPTH * unit.  ``empty(args)``: the state of none."""
 
     def larger(smaller, size):
         @jitable
         def blocks(start, stop, args):
-            total = empty()
+            total = empty(args)
             for at in range(start, stop, size):
                 total = combine(total, smaller(at, min(stop, at + size), args))
             return total

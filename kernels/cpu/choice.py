@@ -1,0 +1,612 @@
+"""Which nest runs a pooling on the CPU: the first that fits, of those in FORWARD and BACKWARD.
+
+Each candidate answers with a ``Choice``, or None.  The numbers that draw the lines between them were measured where a comment says so.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..compile import nest_name
+from ..simd import LINE, native_lanes, number
+from . import across, bins, contiguous, few, narrow, separable, small, whole_map
+from . import channels_last as last
+from .geometry import Geometry, Tables, dense_strides, itemsize, lanes_for, stored_dtype
+from .reduction import index
+
+MOST_TAPS, MOST_STRIDE = 8, 4
+"""Windows up to this many columns are unrolled and strides up to this share their loads; beyond, one kernel serves all sizes."""
+
+JOBS = 16
+"""A batch of fewer planes is split into bands of rows until there are about this many jobs."""
+
+PAST = 64 << 20
+"""Bytes of a result from which on it is written past the caches (``simd.store_past``).  Where that turns depends on the last level's size
+and on who else uses it: 25 MB were written twice as fast through it, 100 MB 2.5 times as fast past it (a Xeon of 480 MB for 60 cores)."""
+
+MOST_ROWS = 3
+"""Rows, columns and strides of the windows that are written out whole: the usual ones, or every odd window would cost a compilation."""
+
+LARGE_WINDOW = 16
+"""Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
+
+NARROW, PADDED, BINNED = 128, 512, 256
+"""Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, which would be
+copied between margins anyway; and of one with bins of any sizes, whose lanes would lie inside a bin.
+
+us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
+317 and 225, 32x128x21x21 627 and 554; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; adaptive 7x7 to 3x3 4,830 and 445,
+28x28 to 7x7 393 and 456; large windows, as far as a batch finds room, 8x256x28x28 5x5 s1 2,050 and 1,210.
+"""
+
+
+class Choice(NamedTuple):
+    """A factory of workers and its constants, how many jobs, the arguments that do not change, and the tables they point to."""
+
+    nest: Any
+    constants: tuple
+    jobs: int
+    sizes: tuple
+    tables: Any = ()
+
+
+class Asked(NamedTuple):
+    """A pooling, and the Numba dtypes of what is read and written, and saved."""
+
+    kind: Any
+    geometry: Geometry
+    dtype: Any
+    kept: Any
+    saves: bool = False
+    """Whether this call writes what is saved (forward)."""
+
+    def on(self, geometry):
+        """The same of numbers that are as wide in memory as in registers, on another geometry."""
+        return self._replace(geometry=geometry, dtype=number(self.dtype))
+
+
+def forward(asked):
+    """The ``Choice`` for a pooling.  Arguments before its sizes: x, y, saved; after them: the seed's two halves, the parameters."""
+    asked = asked._replace(geometry=_merged(asked.geometry))
+    return next(choice for candidate in FORWARD if (choice := candidate(asked)))
+
+
+def backward(asked):
+    """The ``Choice`` for a gradient.  Arguments before its sizes: gx, gy, saved, x, y; after them: the parameters."""
+    asked = asked._replace(geometry=_merged(asked.geometry))
+    return next(choice for candidate in BACKWARD if (choice := candidate(asked)))
+
+
+def _merged(geometry):
+    """The geometry of a global pooling with the axes that follow each other in memory made one: its taps are numbered as before."""
+    if geometry.window is not None:
+        return geometry
+    (n, c, *sizes), (sn, sc, *strides) = geometry.shape, geometry.strides
+    while (len(sizes) > 1 and strides[-2] == sizes[-1] * strides[-1]) or (len(sizes) > 1 and sizes[-2] == 1):
+        sizes[-2:] = [sizes[-2] * sizes[-1]]
+        strides[-2:] = [strides[-1]]
+    pad = (1,) * (3 - len(sizes))
+    return geometry._replace(shape=(n, c, *pad, *sizes), strides=(sn, sc, *(0 for _ in pad), *strides))
+
+
+def _goes_past(dtype, elements, row):
+    """Whether what is written, in rows of so many elements, should not go through the caches."""
+    return elements * itemsize(dtype) >= PAST and row * itemsize(dtype) % LINE == 0
+
+
+def _elements(*shape):
+    return int(np.prod(shape))
+
+
+# Lanes across planes
+
+
+def _can_lie_across(geometry, dtype):
+    """Whether lanes can run across planes: contiguous maps without gaps, of numbers of 32 bits or more, enough for one register."""
+    sizes, dense = geometry.shape[2:], dense_strides(1, geometry.shape[2:], False)[2:]
+    together = all(size == 1 or step == next_to for size, step, next_to in zip(sizes, geometry.strides[2:], dense, strict=True))
+    enough = geometry.shape[0] * geometry.shape[1] * sizes[0] >= native_lanes(dtype)
+    return together and enough and not geometry.channels_last and number(dtype).bitwidth >= 32
+
+
+def _group(dtype, planes, cells):
+    """How many registers of planes a batch is of, whose maps take so many cells; 0: they do not fit."""
+    lanes, group = native_lanes(dtype), 4
+    while group and (cells * group * lanes * itemsize(number(dtype)) > across.CACHED or (group > 1 and planes <= group * lanes // 2)):
+        group //= 2
+    return group
+
+
+def _is_small_window(window):
+    (depth, *kernel), dense = window.kernel_size, max(window.dilation) == 1 and window.stride[0] == 1 and window.padding[0] == 0
+    return window.regular and depth == 1 and dense and max(*kernel, *window.stride) <= MOST_ROWS
+
+
+def _planes(geometry):
+    """(planes, C, x's strides of N and C), every slice a plane."""
+    n, channels, depth = geometry.shape[:3]
+    sn, sc, sd = geometry.strides[:3]
+    return n * channels * depth, channels * depth, sn, sd if depth > 1 else sc
+
+
+def _is_narrow(asked, most):
+    """Whether ``narrow`` can run it, maps of up to ``most`` elements."""
+    geometry, (depth, height, width) = asked.geometry, asked.geometry.shape[2:]
+    if geometry.window is None or height * width > most or not _is_small_window(geometry.window):
+        return False
+    return _can_lie_across(geometry, asked.dtype) and (depth == 1 or geometry.strides[1] == depth * geometry.strides[2])
+
+
+def _narrow_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    copied = window and window.regular and max(window.stride) > 1 and max(window.padding) > 0
+    if kind.draws or not _is_narrow(asked, PADDED if copied else NARROW):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    rows, columns = max(ph + height, (out_h - 1) * sh + kh), max(pw + width, (out_w - 1) * sw + kw)
+    planes, lanes = _planes(geometry), native_lanes(dtype)
+    group = _group(dtype, planes[0], rows * columns + out_h * out_w)
+    if not group:
+        return None
+    tables = Tables(geometry)
+    places = (np.arange(height) + ph)[:, None] * columns + np.arange(width) + pw
+    corners = np.arange(out_h)[:, None] * (sh * columns) + np.arange(out_w) * sw
+    sizes = (
+        tables.of_int64(places), tables.of_int64(corners), *tables.by_blocks(1, 1, (number(dtype), index(dtype, kept))), *planes,
+        height * width, out_h * out_w, rows * columns, columns,
+    )  # fmt: skip
+    return Choice(narrow.forward, (kind, dtype, kept, saves, lanes, group, kh, kw), -(-planes[0] // (group * lanes)), sizes, tables)
+
+
+def _narrow_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if not (kind.selects or kind.linear) or not _is_narrow(asked, BINNED):
+        return None
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    margin_h, margin_w = (kh - 1) // sh, (kw - 1) // sw
+    rows, columns = margin_h + max(out_h, (height - 1 + ph) // sh + 1), margin_w + max(out_w, (width - 1 + pw) // sw + 1)
+    planes, lanes = _planes(geometry)[0], native_lanes(dtype)
+    group = _group(dtype, planes, height * width + rows * columns)
+    if not group:
+        return None
+    tables = Tables(geometry)
+    places = (np.arange(out_h) + margin_h)[:, None] * columns + np.arange(out_w) + margin_w
+    counts, _ = tables.by_blocks(1, 1, (number(dtype), index(dtype, kept)))
+    sizes = (
+        tables.of_int64(places), counts, planes, height, width, out_h * out_w, rows * columns, columns, margin_h, margin_w, ph, pw,
+    )  # fmt: skip
+    return Choice(narrow.backward, (kind, dtype, kept, lanes, group, kh, kw, sh, sw), -(-planes // (group * lanes)), sizes, tables)
+
+
+def _batches(asked):
+    """(a batch of planes as the image that the nest of ``across`` sees, batches, elements of a map, of its output), or None where maps are
+    better pooled as they lie."""
+    kind, geometry, dtype = asked[:3]
+    n, channels, *sizes = geometry.shape
+    window, lanes, length, most = geometry.window, native_lanes(dtype), _elements(*sizes), NARROW
+    if window and not window.regular:
+        most = BINNED
+    elif _is_separable(kind, geometry):
+        most = across.ROOM // lanes
+    outputs = _elements(*window.output_size(*sizes)) if window else 1
+    if length > most or outputs * lanes > across.ROOM or n * channels < lanes or not _can_lie_across(geometry, dtype):
+        return None
+    batch = max(1, _group(dtype, n * channels, length + outputs)) * lanes
+    strides = 0, *dense_strides(batch, sizes, True)[1:]
+    image = geometry._replace(dtype=number(dtype).name, shape=(1, batch, *sizes), strides=strides, channels_last=True)
+    return image, -(-n * channels // batch), length, outputs
+
+
+def _across_forward(asked):
+    if not (how := _batches(asked)):
+        return None
+    (image, batches, length, outputs), (n, channels), (sn, sc) = how, asked.geometry.shape[:2], asked.geometry.strides[:2]
+    inner = forward(asked.on(image))
+    more = len(inner.sizes) + 2 + len(asked.kind.parameters)
+    sizes = n * channels, channels, sn, sc, length, outputs, image.shape[1], inner.jobs, more, *inner.sizes
+    constants = asked.dtype, asked.kept, asked.saves, native_lanes(asked.dtype), nest_name(inner.nest), *inner.constants
+    return Choice(across.forward, constants, batches, sizes, inner.tables)
+
+
+def _across_backward(asked):
+    if not (how := _batches(asked)):
+        return None
+    (image, batches, length, outputs), (n, channels), (sn, sc) = how, asked.geometry.shape[:2], asked.geometry.strides[:2]
+    inner = backward(asked.on(image))
+    more = len(inner.sizes) + len(asked.kind.parameters)
+    sizes = n * channels, channels, sn, sc, length, outputs, image.shape[1], inner.jobs, more, *inner.sizes
+    constants = asked.kind, asked.dtype, asked.kept, native_lanes(asked.dtype), nest_name(inner.nest), *inner.constants
+    return Choice(across.backward, constants, batches, sizes, inner.tables)
+
+
+# Large windows
+
+
+def _is_separable(kind, geometry):
+    """Whether the time had better not depend on the window's area."""
+    window = geometry.window
+    if window is None or not window.regular or not kind.combine or max(window.stride) > 1 or max(window.dilation) > 1:
+        return False
+    depth, *kernel = window.kernel_size
+    fits = depth == 1 and max(kernel) <= separable.MOST and max(geometry.shape[3:]) < separable.LARGEST_MAP
+    return fits and kernel[0] * kernel[1] >= LARGE_WINDOW
+
+
+def _separable_jobs(geometry, lanes):
+    n, channels, depth = geometry.shape[:3]
+    return n * depth * (-(-channels // lanes) if geometry.channels_last else channels)
+
+
+def _separable_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    if not _is_separable(kind, geometry):
+        return None
+    lanes, tables, window = lanes_for(dtype, geometry.shape[1 if geometry.channels_last else 4]), Tables(geometry), geometry.window
+    sizes = (
+        *tables.counts(), *geometry.shape[1:], *tables.out[1:], *geometry.strides, *window.kernel_size[1:], *window.padding[1:],
+    )  # fmt: skip
+    constants = kind, dtype, kept, saves, lanes, geometry.channels_last, False
+    return Choice(separable.forward, constants, _separable_jobs(geometry, lanes), sizes, tables)
+
+
+def _scatter(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if not kind.selects or not _is_separable(kind, geometry) or number(dtype) != dtype:
+        return None
+    n, channels, depth, height, width = geometry.shape
+    tables = Tables(geometry)
+    sizes = tables.spans(1), tables.spans(2), tables.offsets(), channels, height, width, *tables.out[1:], geometry.window.taps
+    jobs = n * depth * (1 if geometry.channels_last else channels)
+    return Choice(separable.scatter, (dtype, kept, geometry.channels_last), jobs, sizes, tables)
+
+
+def _separable_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if kind.selects or not kind.gives or not _is_separable(kind, geometry):
+        return None
+    _, channels, depth, height, width = geometry.shape
+    lanes, tables, window = lanes_for(dtype, channels if geometry.channels_last else width), Tables(geometry), geometry.window
+    padding = (k - 1 - p for k, p in zip(window.kernel_size[1:], window.padding[1:], strict=True))
+    sizes = (
+        *tables.counts(separable.MOST), channels, depth, *tables.out[1:], height, width,
+        *dense_strides(channels, tables.out, geometry.channels_last), *window.kernel_size[1:], *padding, *geometry.strides,
+    )  # fmt: skip
+    constants = kind, dtype, kept, False, lanes, geometry.channels_last, True
+    return Choice(separable.forward, constants, _separable_jobs(geometry, lanes), sizes, tables)
+
+
+# channels_last
+
+
+def _has_few_channels(geometry):
+    """Whether ``few`` can run it: images without gaps, one slice deep."""
+    channels, *sizes = geometry.shape[1:]
+    dense = dense_strides(channels, sizes, True)
+    together = all(size == 1 or step == next_to for size, step, next_to in zip(sizes, geometry.strides[2:], dense[2:], strict=True))
+    return geometry.channels_last and 1 < channels <= few.MOST and together and sizes[0] == 1
+
+
+def _bands_of_few(asked, rows, width, needed, lengths):
+    """(bands of an image, rows of a band, first and end of the rows of the other side that each needs, the most of them): as many rows as
+    fit, but bands enough for every thread; None where not even one row does."""
+    channels, band = asked.geometry.shape[1], -(-rows // JOBS)
+    while band:
+        spans = [needed(first, min(rows, first + band)) for first in range(0, rows, band)]
+        most = max(end - first for first, end in spans)
+        if channels * (max(band * width, most * lengths) + few.STEP) <= few.ROOM:
+            return len(spans), band, spans, most
+        band //= 2
+    return None
+
+
+def _rows(window, height):
+    """Of each row of outputs the first tap inside, the end of those, and their first and last rows of the input."""
+    origin, first, end = window.spans(1, height)
+    return first, end, origin + first * window.dilation[1], origin + (end - 1) * window.dilation[1]
+
+
+def _few_planes(geometry, step):
+    """An image's channels as the planes that the nest of contiguous maps sees, ``step`` elements apart."""
+    (_, channels, *sizes), width = geometry.shape, geometry.shape[4]
+    return geometry._replace(
+        dtype=number(stored_dtype(geometry.dtype)).name,
+        shape=(1, channels, *sizes),
+        strides=(0, step, 0, width, 1),
+        channels_last=False,
+    )
+
+
+def _few_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    window = geometry.window
+    if window is None or not window.regular or not _has_few_channels(geometry):
+        return None
+    n, channels, _, height, width = geometry.shape
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    first, end, low, high = _rows(window, height)
+
+    def needed(start, stop):
+        holds = first[start:stop] < end[start:stop]
+        return (int(low[start:stop][holds].min()), int(high[start:stop][holds].max()) + 1) if holds.any() else (0, 0)
+
+    if not (how := _bands_of_few(asked, out_h, out_w, needed, width)):
+        return None
+    bands, band, spans, most = how
+    inner = _contiguous_forward(asked.on(_few_planes(geometry, most * width + few.STEP)), (bands, band))
+    sizes = (
+        inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * width + few.STEP,
+        len(inner.sizes) + 2 + len(kind.parameters), *inner.sizes,
+    )  # fmt: skip
+    constants = dtype, kept, saves, native_lanes(dtype), channels, *inner.constants
+    return Choice(few.forward, constants, n * bands, sizes, inner.tables)
+
+
+def _few_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    window = geometry.window
+    if window is None or not window.regular or not _has_few_channels(geometry):
+        return None
+    n, channels, _, height, width = geometry.shape
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    first, end, low, high = _rows(window, height)
+
+    def needed(start, stop):
+        holds = np.flatnonzero((low < stop) & (high >= start) & (first < end))
+        return (int(holds[0]), int(holds[-1]) + 1) if len(holds) else (0, 0)
+
+    if not (how := _bands_of_few(asked, height, width, needed, out_w)):
+        return None
+    bands, band, spans, most = how
+    inner = _contiguous_backward(asked.on(_few_planes(geometry, band * width + few.STEP)), (bands, band))
+    sizes = (
+        inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * out_w + few.STEP,
+        len(inner.sizes) + len(kind.parameters), *inner.sizes,
+    )  # fmt: skip
+    constants = kind, dtype, kept, native_lanes(dtype), channels, *inner.constants
+    return Choice(few.backward, constants, n * bands, sizes, inner.tables)
+
+
+def _few_whole_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    if geometry.window is not None or not _has_few_channels(geometry):
+        return None
+    n, channels, *sizes = geometry.shape
+    constants = kind, dtype, kept, saves, native_lanes(dtype), channels
+    return Choice(few.whole_forward, constants, n, (_elements(*sizes), geometry.strides[0]))
+
+
+def _few_whole_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if geometry.window is not None or not _has_few_channels(geometry):
+        return None
+    n, channels, _, height, width = geometry.shape
+    constants = kind, dtype, kept, native_lanes(dtype), channels
+    return Choice(few.whole_backward, constants, n * height, (height, width, geometry.strides[0]))
+
+
+def _whole_map_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    if not geometry.channels_last or geometry.window is not None:
+        return None
+    (n, channels, *sizes), (sn, _, *steps) = geometry.shape, geometry.strides
+    lanes = lanes_for(dtype, channels)
+    group = whole_map.group(kind, lanes, channels, sizes[2])
+    arguments = channels, *sizes, sn, *steps, sizes[0] == sizes[1] == 1
+    return Choice(whole_map.forward, (kind, dtype, kept, saves, lanes, group), n * -(-channels // (group * lanes)), arguments)
+
+
+def _whole_map_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if not geometry.channels_last or geometry.window is not None:
+        return None
+    (n, channels, *sizes), (sn, _, *steps) = geometry.shape, geometry.strides
+    constants = kind, dtype, kept, lanes_for(dtype, channels), _goes_past(dtype, _elements(*geometry.shape), channels)
+    return Choice(whole_map.backward, constants, n * sizes[0] * sizes[1], (channels, *sizes, sn, *steps, 0))
+
+
+def _channels_last_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    if not geometry.channels_last:
+        return None
+    n, channels = geometry.shape[:2]
+    lanes, tables, window, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.window, geometry.strides
+    sizes = (
+        *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, *steps, geometry.end, *tables.steps(),
+        *window.kernel_size, *window.stride[1:],
+    )  # fmt: skip
+    columns = window.kernel_size[2] if window.regular and window.kernel_size[2] <= MOST_ROWS else 0
+    past = _goes_past(dtype, _elements(n, channels, *tables.out), channels)
+    constants = kind, dtype, kept, saves, lanes, last.group(kind, lanes, channels), columns, past
+    return Choice(last.forward, constants, n * tables.out[0] * tables.out[1], sizes, tables)
+
+
+def _channels_last_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if not geometry.channels_last:
+        return None
+    n, channels, depth, height, _ = geometry.shape
+    lanes, tables, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.strides
+    sizes = (
+        *map(tables.windows, range(3)), *tables.counts(), *geometry.shape[1:], *tables.out, sn, *steps, geometry.end,
+        *geometry.window.kernel_size, _elements(n, channels, *tables.out),
+    )  # fmt: skip
+    group, past = min(last.GROUP, last.group(kind, lanes, channels)), _goes_past(dtype, _elements(*geometry.shape), channels)
+    constants = kind, dtype, kept, lanes, group, tables.uniform(kind), past
+    return Choice(last.backward, constants, n * depth * height, sizes, tables)
+
+
+# contiguous
+
+
+def _lies_side_by_side(kind, window):
+    """Whether the lanes of a register are best laid inside one window."""
+    if window is None or not window.regular:
+        return True
+    return bool(kind.combine) and window.stride[2] > MOST_STRIDE and window.dilation[2] == 1
+
+
+def _bins_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    if not _lies_side_by_side(kind, geometry.window):
+        return None
+    tables = Tables(geometry)
+    sizes = (
+        *map(tables.spans, range(3)), *tables.counts(), geometry.shape[1], *tables.out, *geometry.strides[:4], geometry.end,
+        *tables.steps(2), *tables.window.kernel_size,
+    )  # fmt: skip
+    jobs = _elements(*geometry.shape[:2], *tables.out[:2])
+    return Choice(bins.forward, (kind, dtype, kept, saves, native_lanes(dtype)), jobs, sizes, tables)
+
+
+def _bins_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    if not _lies_side_by_side(kind, geometry.window):
+        return None
+    tables = Tables(geometry)
+    sizes = (
+        tables.windows(0), tables.windows(1), tables.spans(2), *tables.counts(), *geometry.shape[1:], *tables.out, *geometry.strides[:4],
+        *tables.window.kernel_size,
+    )  # fmt: skip
+    past = geometry.window is None and _goes_past(dtype, _elements(*geometry.shape), geometry.shape[4])
+    return Choice(bins.backward, (kind, dtype, kept, native_lanes(dtype), tables.once, past), _elements(*geometry.shape[:4]), sizes, tables)
+
+
+def _rounded(size, step):
+    return -(-size // step) * step
+
+
+def _registers(dtype, width, height):
+    """(lanes of a row, rows in a register)."""
+    lanes, together = lanes_for(dtype, width), 1
+    while lanes * together < native_lanes(dtype) and width <= lanes and 2 * together <= height:
+        together *= 2
+    return lanes, together
+
+
+def _small_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    if not _is_small_window(window):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    lanes, together = _registers(dtype, out_w, out_h)
+    rows = max(ph + height, (out_h - 1) * sh + kh)
+    stride = max(pw + _rounded(width, lanes), (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes)
+    direct = number(dtype) == dtype and ph == pw == 0 and rows == height and (out_w - 1) * sw + kw <= width
+    extent = (rows - 1) * geometry.strides[3] + (_rounded(out_w, lanes) - lanes) * sw + (kw - 1) // sw * sw + sw * lanes
+    room = small.ROOM if direct or sw == 1 else small.COPIED
+    if (rows + 1) * stride > room or out_h * out_w + 8 * native_lanes(dtype) > small.ROOM:
+        return None
+    tables = Tables(geometry)
+    sizes = (
+        *tables.by_blocks(lanes, together, (number(dtype), index(dtype, kept))), *geometry.shape[1:], *tables.out[1:],
+        *geometry.strides[:4], geometry.end, sh, ph, pw, rows, stride, extent,
+    )  # fmt: skip
+    constants = kind, dtype, kept, saves, lanes, together, kh, kw, sw, direct
+    return Choice(small.forward, constants, _elements(*geometry.shape[:3]), sizes, tables)
+
+
+def _small_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    if not (kind.selects or kind.linear) or not _is_small_window(window):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    columns = -(-width // sw)
+    lanes, together = _registers(dtype, columns, -(-height // sh))
+    margin_h, margin_w = (kh - 1) // sh + 1, (kw - 1) // sw + 1
+    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
+    rows = margin_h + max(out_h, (height - 1 + ph) // sh + 1) + together
+    stride = margin_w + max(_rounded(out_w, lanes), _rounded(columns, lanes) + pw // sw + 1)
+    grown = _rounded(columns, lanes) * sw
+    if (rows + 1) * stride > small.ROOM or (height + sh * together + 1) * grown > small.ROOM:
+        return None
+    tables, jobs = Tables(geometry), _elements(*geometry.shape[:3])
+    sizes = (
+        *tables.counts()[1:], height, width, out_h, out_w, ph, pw, rows, stride, margin_h, margin_w, grown, jobs * out_h * out_w,
+    )  # fmt: skip
+    constants = kind, dtype, kept, lanes, together, kh, kw, sh, sw, ph % sh, pw % sw
+    return Choice(small.backward, constants, jobs, sizes, tables)
+
+
+def _columns(window):
+    """(taps, stride, dilation) of the contiguous nests that serve this window: constants where they pay, 0 where run-time."""
+    stride = window.stride[2]
+    if stride > MOST_STRIDE:
+        return 0, 0, 0
+    taps = window.kernel_size[2]
+    return taps if taps <= MOST_TAPS else 0, stride, 1 if window.dilation[2] == 1 else 0
+
+
+def _bands(planes, rows):
+    """(bands of a plane, rows of a band)."""
+    bands = min(rows, max(1, JOBS // planes))
+    band = -(-rows // bands)
+    return -(-rows // band), band
+
+
+def _contiguous_forward(asked, bands=None):
+    """``bands``: (bands of a plane, rows of a band), if they are to be these."""
+    kind, geometry, dtype, kept, saves = asked
+    tables, window, planes = Tables(geometry), geometry.window, _elements(*geometry.shape[:2])
+    rows, width = tables.out[0] * tables.out[1], tables.out[2]
+    bands = bands or _bands(planes, rows)
+    sizes = (
+        tables.spans(0), tables.spans(1), tables.first(index(dtype, kept)), *tables.counts(), geometry.shape[1], geometry.shape[4],
+        *tables.out, *geometry.strides[:4], geometry.end, *tables.steps(2), *window.kernel_size, *window.stride[1:], window.dilation[2],
+        window.padding[2], *bands,
+    )  # fmt: skip
+    written_out = window.kernel_size[1] if window.kernel_size[1] <= MOST_ROWS else 0
+    past = _goes_past(dtype, planes * rows * width, width)
+    constants = kind, dtype, kept, saves, lanes_for(dtype, width), written_out, *_columns(window), past
+    return Choice(contiguous.forward, constants, planes * bands[0], sizes, tables)
+
+
+def _contiguous_backward(asked, bands=None):
+    """``bands``: as for forward."""
+    kind, geometry, dtype, kept, _ = asked
+    tables, window, planes = Tables(geometry), geometry.window, _elements(*geometry.shape[:2])
+    depth, height, width = geometry.shape[2:]
+    bands = bands or _bands(planes, depth * height)
+    taps, stride, dilation = _columns(window)
+    sizes = (
+        tables.windows(0), tables.windows(1), *tables.counts(), *geometry.shape[1:], *tables.out, *geometry.strides[:4], geometry.end,
+        *window.kernel_size, window.stride[2], window.dilation[2], window.padding[2], *bands, planes * _elements(*tables.out),
+    )  # fmt: skip
+    shift = window.padding[2] % stride if stride else 0
+    lanes, past = lanes_for(dtype, -(-width // max(1, stride))), _goes_past(dtype, _elements(*geometry.shape), width)
+    constants = kind, dtype, kept, lanes, taps, stride, dilation, shift, tables.uniform(kind), past
+    return Choice(contiguous.backward, constants, planes * bands[0], sizes, tables)
+
+
+FORWARD = (
+    _narrow_forward,
+    _across_forward,
+    _separable_forward,
+    _few_whole_forward,
+    _whole_map_forward,
+    _few_forward,
+    _channels_last_forward,
+    _bins_forward,
+    _small_forward,
+    _contiguous_forward,
+)
+BACKWARD = (
+    _scatter,
+    _narrow_backward,
+    _across_backward,
+    _separable_backward,
+    _few_whole_backward,
+    _whole_map_backward,
+    _few_backward,
+    _channels_last_backward,
+    _bins_backward,
+    _small_backward,
+    _contiguous_backward,
+)
+"""In this order; the last serves whatever is left."""

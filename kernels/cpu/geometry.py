@@ -1,0 +1,172 @@
+"""What the CPU's nests are told of a pooling: its geometry, as the backend describes it, and tables of its windows.
+
+``window`` is any object like fastpool.window's with three axes, or None for global pooling.  Along an axis the nests know a window from
+tables, so that padding, dilation, ceil_mode and adaptive bins are all the same to them:
+
+* spans: for each output three int64, the position of tap 0 (in padding at times), the first tap inside, and the end of those;
+* the windows of an input position: int64 offsets where each one's begin, then (output, tap) pairs;
+* counts, in the dtype computed in, whose product over the axes is what an average divides by.
+"""
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from ..simd import bfloat16, float16, native_lanes, number
+
+LEAST_LANES = 4
+"""Narrower registers are not quicker."""
+
+PADDING = 64
+"""Elements that tables by column are longer than a row, for a last block that runs over its end."""
+
+
+class Geometry(NamedTuple):
+    """What a plan depends on besides the reduction: an input's layout and the window on it.  Axes: N, C, D, H, W."""
+
+    dtype: str
+    shape: tuple[int, int, int, int, int]
+    strides: tuple[int, int, int, int, int]
+    channels_last: bool
+    window: Any
+    include_pad: bool = True
+    divisor: int | None = None
+
+    @property
+    def end(self):
+        """One past the last element, counted from the first."""
+        return sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
+
+
+_STORED = {"float16": float16, "bfloat16": bfloat16, "bool": numba.uint8}
+
+
+def stored_dtype(name):
+    return _STORED.get(name) or getattr(numba, name or "uint8")
+
+
+def lanes_for(dtype, width):
+    """As many as fit a register, but no more than a row asks for."""
+    lanes = native_lanes(dtype)
+    while lanes > LEAST_LANES and lanes // 2 >= width:
+        lanes //= 2
+    return lanes
+
+
+def itemsize(dtype):
+    return dtype.bitwidth // 8
+
+
+def dense_strides(channels, sizes, channels_last):
+    """Strides of N, C, D, H and W of a dense tensor."""
+    depth, height, width = sizes
+    if channels_last:
+        return depth * height * width * channels, 1, height * width * channels, width * channels, channels
+    return channels * depth * height * width, depth * height * width, height * width, width, 1
+
+
+class _WholeMap:
+    """The window of a global pooling, on tables."""
+
+    def __init__(self, shape):
+        self.kernel_size = shape
+        self.stride = self.dilation = 1, 1, 1
+
+    def spans(self, axis, size):
+        return np.zeros(1, int), np.zeros(1, int), np.full(1, size)
+
+    def counts(self, axis, size, include_pad):
+        return np.full(1, size)
+
+
+class Tables:
+    """A window's tables on one geometry; kept alive by the plan that holds their addresses."""
+
+    def __init__(self, geometry):
+        self.geometry, self.window = geometry, geometry.window or _WholeMap(geometry.shape[2:])
+        self.sizes = geometry.shape[2:]
+        self.found = [self.window.spans(axis, size) for axis, size in enumerate(self.sizes)]
+        self.out = tuple(len(origin) for origin, _, _ in self.found)
+        self.kept = []
+
+    def _address(self, table):
+        table = np.ascontiguousarray(table)
+        self.kept.append(table)
+        return table.ctypes.data
+
+    def of_int64(self, table):
+        return self._address(table.reshape(-1).astype(np.int64))
+
+    def spans(self, axis):
+        return self._address(np.stack(self.found[axis], 1).astype(np.int64))
+
+    def first(self, dtype):
+        """The first tap inside of each column, in the dtype that counts taps."""
+        return self._address(np.pad(self.found[2][1], (0, PADDING)).astype(dtype.name))
+
+    def windows(self, axis):
+        _, pairs = self._pairs(axis)
+        return self._address(pairs)
+
+    def _pairs(self, axis):
+        origin, first, end = self.found[axis]
+        outputs = np.repeat(np.arange(len(origin)), end - first)
+        taps = np.arange(len(outputs)) - np.repeat(np.cumsum(end - first) - end, end - first)
+        at = origin[outputs] + taps * self.window.dilation[axis]
+        order = np.lexsort((taps, outputs, at))
+        begins = np.searchsorted(at[order], np.arange(self.sizes[axis] + 1))
+        pairs = np.stack((outputs[order], taps[order]), 1).reshape(-1)
+        return begins, np.concatenate((len(begins) + 2 * begins, pairs)).astype(np.int64)
+
+    def offsets(self):
+        """Of each tap of a window one slice deep: its place in the map from the first's."""
+        (_, rows, columns), (_, spread, step), width = self.window.kernel_size, self.window.dilation, self.sizes[2]
+        return self._address((np.arange(rows)[:, None] * spread * width + np.arange(columns) * step).reshape(-1).astype(np.int64))
+
+    def blocks(self, lanes, together):
+        """What ``small`` reads a block of outputs at a time: counts and first taps, as arrays (blocks, together, lanes)."""
+        _, height, width = self.out
+        rows = np.minimum(np.arange(0, height, together), height - together)[:, None] + np.arange(together)
+        columns = np.arange(0, width, lanes)[:, None] + np.arange(lanes)
+        rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+        inside, within = columns < width, np.minimum(columns, width - 1)
+        (_, first_h, _), (_, first_w, _) = self.found[1:]
+        counts_h, counts_w = (self._count(axis) for axis in (1, 2))
+        counts = np.where(inside, counts_h[rows] * counts_w[within], 1)
+        firsts = np.where(inside, first_h[rows] * self.window.kernel_size[2] + first_w[within], 0)
+        return counts, firsts
+
+    def by_blocks(self, lanes, together, dtypes):
+        """Addresses of ``blocks``, each in its dtype."""
+        tables = self.blocks(lanes, together)
+        with np.errstate(all="ignore"):
+            return tuple(self._address(table.astype(dtype.name).reshape(-1)) for table, dtype in zip(tables, dtypes, strict=True))
+
+    @property
+    def once(self):
+        """Whether every position lies in exactly one window."""
+        return all((np.diff(self._pairs(axis)[0]) == 1).all() for axis in range(3))
+
+    def _count(self, axis):
+        """Along one axis; a divisor stands for rows."""
+        if self.geometry.divisor is not None:
+            return np.full(self.out[axis], self.geometry.divisor if axis == 1 else 1)
+        return self.window.counts(axis, self.sizes[axis], self.geometry.include_pad)
+
+    def uniform(self, kind):
+        """Whether what an output gives to its elements is the same part of its gradient everywhere."""
+        return not kind.selects and kind.linear and all(len(set(self._count(axis))) == 1 for axis in range(3))
+
+    def counts(self, margin=0):
+        """Addresses for D, H and W; the last readable ``margin`` elements before its first, too."""
+        dtype = number(stored_dtype(self.geometry.dtype)).name
+        tables = [self._count(axis) for axis in range(3)]
+        tables[2] = np.pad(tables[2], (margin, margin + PADDING), constant_values=1)
+        with np.errstate(all="ignore"):  # small integers compute no average
+            depth, height, width = (self._address(table.astype(dtype)) for table in tables)
+        return depth, height, width + margin * np.dtype(dtype).itemsize
+
+    def steps(self, axes=3):
+        """The strides of the first axes, dilated."""
+        return tuple(self.window.dilation[axis] * self.geometry.strides[2 + axis] for axis in range(axes))
