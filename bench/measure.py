@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from .machine import page_faults
+from .machine import page_faults, settle
 
 SAMPLE = 0.5e-3
 """Seconds: a call quicker than this is repeated within one sample, so that the clock's and the loop's own cost vanish."""
@@ -56,6 +56,7 @@ def _round(calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]
     """Seconds and page faults of one call of each, the means of its repeats."""
     found = {}
     for name, call in calls.items():
+        settle()
         found[name] = _sample(call, 1)
         if found[name][0] < PRIMED:
             found[name] = _sample(call, repeats[name])

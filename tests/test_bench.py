@@ -230,6 +230,22 @@ def test_freed_memory_is_kept():
         assert int(faults) < 2**26 / 4096 / 100
 
 
+def test_no_time_holds_page_faults():
+    """Rows in which each call's gradient took new memory, however much was free."""
+    code = (
+        "from fastpool.bench import machine, pool\n"
+        "kept = machine.keep_pages()\n"
+        "cases = pool.cases([(8, 64, 112, 112)], ['max'], ['2x2 s2'], ['contiguous', 'channels_last'], [1])\n"
+        "rows = [pool.row(case, ['torch'], 0) for case in cases]\n"
+        "print(kept, *(row[f'{name}_faults'] for row in rows for name in ('fastpool', 'torch')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    kept, *faults = ended.stdout.split()
+    assert len(faults) == 8
+    if kept == "True":
+        assert max(map(float, faults)) < 6272 / 100
+
+
 def test_what_cannot_be_written_is_refused_at_once(tmp_path):
     ended = run("--json", tmp_path / "nowhere" / "rows.json")
     assert ended.exit_code == 2
