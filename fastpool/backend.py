@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import runtime
+from . import runtime, tiny
 from .window import LARGEST, Adaptive, Bins, Ints, Window, check_shape, output_size
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class Pooling:
         self.window = window
         """None: the whole map."""
         self.parameters, self.include_pad, self.divisor = parameters, include_pad, divisor
+        # None for torch.compile, which would trace the making of what it does not use.
+        self.equal = None if torch.compiler.is_compiling() else tiny.equal(kind.name, rank, window, include_pad, divisor)
+        """torch's operator, for tiny maps, if there is one."""
 
     @functools.cached_property
     def call(self) -> Callable[[Ints, Ints, torch.dtype, torch.device, bool], Call]:

@@ -30,7 +30,7 @@ from rich.progress import Progress, TaskID
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from . import conversion, runtime, terminal
+from . import conversion, runtime, terminal, tiny
 from . import functional as F
 
 MAPS = (112, 56, 28, 14, 7)
@@ -114,6 +114,7 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
     return found
 
 
+@tiny.kernels_only()
 def call(case: Case) -> None:
     """Run a case without a gradient, and forward and backward with one; NotImplementedError if its dtype has no kernels."""
     function, dimensions = getattr(F, case.name), int(case.name[-2])
@@ -201,6 +202,7 @@ def _model(place: _Place) -> nn.Module:
     return made
 
 
+@tiny.kernels_only()
 def _run_model(model: nn.Module, *, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, channels_last: bool, training: bool) -> None:
     """Once on zeros: what it pools, it compiles."""
     inputs = [torch.zeros(shape, dtype=dtype) for shape in shapes]

@@ -1,10 +1,10 @@
-"""What every test gets: outputs born poisoned, and torch's settings put back."""
+"""What every test gets: outputs born poisoned, kernels whatever the size, and torch's settings put back."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastpool import backend
+from fastpool import backend, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +20,13 @@ def poisoned(monkeypatch):
         return found
 
     monkeypatch.setattr(backend, "empty", empty)
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    """fastpool's own, on the smallest maps too: a user's calls of these are torch's (tests/test_tiny.py)."""
+    with tiny.kernels_only():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -97,13 +97,13 @@ def test_a_program_after_it_compiles_nothing(tmp_path):
 def test_a_model(model, tmp_path):
     """Inference, then training in channels_last: the latter's kernels are others; nothing is compiled twice, nor by the program itself."""
     cache = {"FASTPOOL_CACHE_DIR": str(tmp_path / "cache"), "cwd": tmp_path.parent}
-    arguments = ("--model", f"{model}:build", "--input", "2x3x20x20")
+    arguments = ("--model", f"{model}:build", "--input", "2x3x40x40")
     out = warm(*arguments, **cache)
     assert "build has 2 pooling layers of fastpool, 2 of them swapped" in out
     assert "kept kept: FractionalMaxPool2d has no counterpart" in out
     first, _ = counts(out)
     assert first == 3  # max, avg, the driver
-    assert counts(warm(*arguments, "--input", "1x3x20x20", **cache)) == (0, first)
+    assert counts(warm(*arguments, "--input", "1x3x40x40", **cache)) == (0, first)
     training = (*arguments, "--training", "--channels-last")
     second, _ = counts(warm(*training, **cache))
     assert second == 4  # forward and backward of either
@@ -113,9 +113,9 @@ from fastpool.kernels import compile
 model = net.build()
 fastpool.convert(model)
 with torch.no_grad():
-    model.eval()(torch.zeros(2, 3, 20, 20))
+    model.eval()(torch.zeros(2, 3, 40, 40))
 model.to(memory_format=torch.channels_last).train()
-model(torch.zeros(2, 3, 20, 20).to(memory_format=torch.channels_last))["y"].sum().backward()
+model(torch.zeros(2, 3, 40, 40).to(memory_format=torch.channels_last))["y"].sum().backward()
 print(compile.compiled_here)
 """
     path = f"{model.parent}:{warmup.__file__.rpartition('/fastpool/')[0]}"
