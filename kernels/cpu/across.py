@@ -62,7 +62,7 @@ def between(dtype, real, lanes):
 
     @jitable
     def scatter(array, origins, y, length, planes):
-        for first in range(0, planes, lanes):
+        for first in range(planes - lanes, -1, -lanes):  # so that of a plane that fills up a batch its own lane is last
             for at in range(0, length, 4):
                 begin = min(at, length - 4)
                 ask(y, origins[first] + planes * length + at * lanes, 4 * lanes)
