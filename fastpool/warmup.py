@@ -38,8 +38,9 @@ MAPS = (112, 56, 28, 14, 7)
 a stride; less than a register of float32 with AVX-512, and with AVX2."""
 LARGE = 257
 """With this length a plane has more than 2**16 elements, and a global pooling saves 32 bits an output."""
-CHANNELS, OTHERS = 64, (4, 8, 1024)
-"""At least one register of any dtype; on the smallest channels_last maps also less than one, and as many as kernels for many take."""
+CHANNELS, FEW, OTHERS = 64, 32, (3, 4, 8, 16, 32, 1024)
+"""At least one register of any dtype; on the smallest maps also few planes; and on those in channels_last less than a register, one, two,
+and as many as kernels for many take."""
 
 WINDOWS = ((2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 1, 0, 1), (3, 2, 0, 1), (5, 1, 2, 1), (9, 1, 4, 1), (13, 1, 6, 1))
 """(kernel_size, stride, padding, dilation) of the usual networks, on every axis."""
@@ -107,6 +108,7 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
         if thorough and dimensions == 2 and not {"kernel_size", "output_size"} & set(parameters):
             maps = (*maps, LARGE)
         places = [(size, CHANNELS, last) for size in maps for last in (False, True)] + [(min(maps), count, True) for count in OTHERS]
+        places.append((min(maps), FEW, False))
         for arguments, (size, channels, last) in product(_arguments(parameters, thorough), places):
             spanned = arguments.get("dilation", 1) * (arguments.get("kernel_size", 1) - 1) + 1
             if spanned <= size + 2 * arguments.get("padding", 0):

@@ -30,12 +30,12 @@ MOST_ROWS = 3
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
 
-NARROW, PADDED, BINNED = 128, 512, 256
+NARROW, PADDED, BINNED = 128, 256, 256
 """Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, which would be
 copied between margins anyway; and of one with bins of any sizes, whose lanes would lie inside a bin.
 
 us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
-317 and 225, 32x128x21x21 627 and 554; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; adaptive 7x7 to 3x3 4,830 and 445,
+317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; adaptive 7x7 to 3x3 4,830 and 445,
 28x28 to 7x7 393 and 456; large windows, as far as a batch finds room, 8x256x28x28 5x5 s1 2,050 and 1,210.
 """
 
@@ -109,10 +109,10 @@ def _can_lie_across(geometry, dtype):
     return together and enough and not geometry.channels_last and number(dtype).bitwidth >= 32
 
 
-def _group(dtype, planes, cells):
-    """How many registers of planes a batch is of, whose maps take so many cells; 0: they do not fit."""
+def _group(dtype, planes, cells, least):
+    """How many registers of planes a batch is of, whose maps take so many cells: as many as L1 holds, and there are planes for."""
     lanes, group = native_lanes(dtype), 4
-    while group and (cells * group * lanes * itemsize(number(dtype)) > across.CACHED or (group > 1 and planes <= group * lanes // 2)):
+    while group > least and (cells * group * lanes * itemsize(number(dtype)) > across.CACHED or planes <= group * lanes // 2):
         group //= 2
     return group
 
@@ -147,8 +147,8 @@ def _narrow_forward(asked):
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
     rows, columns = max(ph + height, (out_h - 1) * sh + kh), max(pw + width, (out_w - 1) * sw + kw)
     planes, lanes = _planes(geometry), native_lanes(dtype)
-    group = _group(dtype, planes[0], rows * columns + out_h * out_w)
-    if not group:
+    group = _group(dtype, planes[0], rows * columns + out_h * out_w, 2)
+    if max(rows * columns, out_h * out_w) * group * lanes > across.ROOM:
         return None
     tables = Tables(geometry)
     places = (np.arange(height) + ph)[:, None] * columns + np.arange(width) + pw
@@ -170,8 +170,8 @@ def _narrow_backward(asked):
     margin_h, margin_w = (kh - 1) // sh, (kw - 1) // sw
     rows, columns = margin_h + max(out_h, (height - 1 + ph) // sh + 1), margin_w + max(out_w, (width - 1 + pw) // sw + 1)
     planes, lanes = _planes(geometry)[0], native_lanes(dtype)
-    group = _group(dtype, planes, height * width + rows * columns)
-    if not group:
+    group = _group(dtype, planes, height * width + rows * columns, 2)
+    if max(rows * columns, height * width) * group * lanes > across.ROOM:
         return None
     tables = Tables(geometry)
     places = (np.arange(out_h) + margin_h)[:, None] * columns + np.arange(out_w) + margin_w
@@ -195,7 +195,7 @@ def _batches(asked):
     outputs = _elements(*window.output_size(*sizes)) if window else 1
     if length > most or outputs * lanes > across.ROOM or n * channels < lanes or not _can_lie_across(geometry, dtype):
         return None
-    batch = max(1, _group(dtype, n * channels, length + outputs)) * lanes
+    batch = _group(dtype, n * channels, length + outputs, 1) * lanes
     strides = 0, *dense_strides(batch, sizes, True)[1:]
     image = geometry._replace(dtype=number(dtype).name, shape=(1, batch, *sizes), strides=strides, channels_last=True)
     return image, -(-n * channels // batch), length, outputs
