@@ -56,6 +56,21 @@ print(used)
     assert run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4") == str([2, 2, 3, 3, 2, 2, 4, 4, 4, 4])
 
 
+@pytest.mark.skipif("omp" not in LAYERS, reason="Numba has no OpenMP layer here")
+@pytest.mark.parametrize(("environment", "layer"), [({}, "omp"), ({"NUMBA_THREADING_LAYER_PRIORITY": "workqueue omp tbb"}, "workqueue")])
+def test_torchs_kind_of_threads_is_taken_first(environment, layer):
+    """Whatever Numba itself would take first, as TBB beside OpenVINO, but for what the environment asks; Numba's own order is put back."""
+    code = """
+import numba, torch
+if not {environment!r}:
+    numba.config.THREADING_LAYER_PRIORITY = ["workqueue", "omp", "tbb"]
+before = numba.config.THREADING_LAYER_PRIORITY
+from fastpool import runtime
+print(runtime.threading_layer().name, numba.config.THREADING_LAYER_PRIORITY == before)
+"""
+    assert run(code.format(environment=environment), **environment) == f"{layer} True"
+
+
 def test_a_threads_own_count():
     """torch's count is one of each Python thread: each call is asked in the thread that makes it."""
     torch.set_num_threads(2)

@@ -283,11 +283,13 @@ def _separable_backward(asked):
 
 
 def _has_few_channels(geometry):
-    """Whether ``few`` can run it: images without gaps, one slice deep."""
+    """Whether ``few`` can run it: images without gaps, one slice deep, of windows whose columns share loads."""
     channels, *sizes = geometry.shape[1:]
     dense = dense_strides(channels, sizes, True)
     together = all(size == 1 or step == next_to for size, step, next_to in zip(sizes, geometry.strides[2:], dense[2:], strict=True))
-    return geometry.channels_last and 1 < channels <= few.MOST and together and sizes[0] == 1
+    window = geometry.window
+    fits = window is None or (window.regular and window.stride[2] <= MOST_STRIDE)
+    return geometry.channels_last and 1 < channels <= few.MOST and together and sizes[0] == 1 and fits
 
 
 def _bands_of_few(asked, rows, width, needed, lengths):
@@ -323,7 +325,7 @@ def _few_planes(geometry, step):
 def _few_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     window = geometry.window
-    if window is None or not window.regular or not _has_few_channels(geometry):
+    if window is None or not _has_few_channels(geometry):
         return None
     n, channels, _, height, width = geometry.shape
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
@@ -348,7 +350,7 @@ def _few_forward(asked):
 def _few_backward(asked):
     kind, geometry, dtype, kept, _ = asked
     window = geometry.window
-    if window is None or not window.regular or not _has_few_channels(geometry):
+    if window is None or not _has_few_channels(geometry):
         return None
     n, channels, _, height, width = geometry.shape
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
