@@ -7,6 +7,7 @@ import reference
 import torch
 import torch.nn.functional as T
 from cases import DTYPES, EVERY_KIND, EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial, window
+from fastpool.kernels.cpu import choice, pooling
 from fastpool.kernels.pool import KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -355,3 +356,30 @@ def test_threads_and_bands_give_the_same(threads):
             assert torch.equal(ours, theirs)
             assert torch.equal(a.grad, b.grad)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("kind", ["max", "avg", "l2"])
+@pytest.mark.parametrize(("shape", "layout"), [((1, 2, 18, 1024), "contiguous"), ((2, 32, 9, 10), "channels_last")])
+def test_results_are_the_same_past_the_caches(kind, shape, layout, monkeypatch):
+    """Those of 64 MB and more are written past them; here all that can be."""
+    x = LAYOUTS[layout](torch.randn(shape))
+
+    def pooled(w):
+        a = leaf(x)
+        y = _pooled(a, Pooling("test", KINDS[kind], 2, w))
+        y.backward((torch.arange(y.numel()) % 7.0).reshape(y.shape))
+        return y.detach(), a.grad
+
+    windows = (None, window((2, 2)), window((3, 3), (1, 1), (1, 1)))
+    through = [pooled(w) for w in windows]
+    monkeypatch.setattr(choice, "PAST", 0)
+    plans = pooling.forward, pooling.backward
+    try:
+        for plan in plans:
+            plan.cache_clear()
+        past = [pooled(w) for w in windows]
+    finally:
+        for plan in plans:
+            plan.cache_clear()
+    for found, expected in zip(past, through, strict=True):
+        assert all(map(torch.equal, found, expected))
