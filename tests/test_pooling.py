@@ -90,7 +90,7 @@ def test_selecting(kind, geometry, dtype):
         assert torch.equal(a.grad, gx), name  # integers: sums in any order are the same
 
 
-CLEAN = ("3x3s1p1", "3x3s1p1-wide", "narrow-3x3s2p1", "narrow-2x2s1", "2x2s1-many-channels", "1d-31s1p15")
+CLEAN = ("3x3s1p1", "3x3s1p1-wide", "3x3s1-dilated", "narrow-3x3s2p1", "narrow-2x2s1", "2x2s1-many-channels", "1d-31s1p15")
 """Of GEOMETRIES, where nests look for NaN, and what stands beside them."""
 
 

@@ -176,7 +176,8 @@ def forward(kind, dtype, saved, saves, lanes, rows, taps, stride, dilation, past
                     stops = 0
                 ordered = False
                 if looks:
-                    ordered = slices[1] - slices[0] == 1
+                    # Rows come in order, each once, where they are not dilated.
+                    ordered = slices[1] - slices[0] == 1 and step_h == stride_h
                     if oh == 0 or r == first_row:
                         seen = worst = -1
                     top = origin + slices[0] * step_d
