@@ -24,10 +24,14 @@ def tiny(monkeypatch):
     monkeypatch.setattr(pool_peers, "SHAPES", ("2x3x9x11",))
     few = {name: pool_peers.WINDOWS[name] for name in ("2x2 s2", "3x2 s2", "13x13 s1 p6", "global", "to 7x7", "to 1x1")}
     monkeypatch.setattr(command, "keep_pages", lambda: False)
-    for name in set(pool_peers.WINDOWS) - set(few):
-        monkeypatch.delitem(pool_peers.WINDOWS, name)
+    every = dict(pool_peers.WINDOWS)
+    for name in set(every) - set(few):
+        del pool_peers.WINDOWS[name]
     monkeypatch.setattr(pool, "FULL_BUDGET", 0)
     monkeypatch.setattr(measure, "SAMPLE", 0)
+    yield
+    pool_peers.WINDOWS.clear()
+    pool_peers.WINDOWS.update(every)  # in their order, in which README's table has them
 
 
 ONE = ("--kind", "max", "--window", "2x2 s2")
