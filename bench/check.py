@@ -20,6 +20,13 @@ class WrongResultError(Exception):
     """A provider's result is not what the pooling is."""
 
 
+def said(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, WrongResultError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 class Result(NamedTuple):
     value: torch.Tensor
     """(N, C, OH, OW)"""

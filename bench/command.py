@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 import torch
@@ -15,15 +15,39 @@ from rich.console import Console
 
 from fastpool import terminal
 
-from . import commute, pool, pool_bars, pool_peers, pool_report, report
+from . import (
+    bar,
+    commute,
+    libraries,
+    pool,
+    pool_bars,
+    pool_peers,
+    pool_report,
+    report,
+)
 from .cases import ACTIVATIONS, NETWORKS, POOLINGS, QUICK_SITES, SITES
+from .libraries import LAYOUTS, TITLES
 from .machine import SAME, file_name, keep_pages, machine
 from .photograph import MissingPhotographError, photograph
+from .rows import Row, peers_of
 
 FULL_BUDGET, QUICK_BUDGET = 0.4, 0.1
 """Seconds of timed rounds a row.  On 2 cores: 539 rows in 12 minutes beside other work, 196 quick ones in 40 seconds without."""
 
 T = TypeVar("T")
+
+
+class Case(Protocol):
+    """What of a benchmark's cases a run needs."""
+
+    @property
+    def key(self) -> tuple[Any, ...]: ...
+
+    @property
+    def threads(self) -> int: ...
+
+
+AnyCase = TypeVar("AnyCase", bound=Case)
 
 
 @click.group()
@@ -94,6 +118,18 @@ def commute_command(
     context.exit(0 if all(row["correct"] for row in rows) else 1)
 
 
+_JSON = click.option(
+    "--json",
+    "path",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Keep each row in this file as soon as it is finished; in a folder, in the file of this machine.",
+)
+_RESUME = click.option("--resume", is_flag=True, help="Go on with that file: what it has of this machine is not measured again.")
+_THREADS = click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
+_LAYOUT = click.option("--layout", "layouts", type=click.Choice(list(LAYOUTS)), multiple=True, help="Only this one; repeatable.")
+
+
 class _Shape(click.ParamType):
     """NxCxHxW -> four sizes."""
 
@@ -107,19 +143,13 @@ class _Shape(click.ParamType):
 
 @bench.command("pool")
 @click.option("--quick", is_flag=True, help="Two maps, three windows and fewer rounds, without torch.compile, unless asked for.")
-@click.option(
-    "--json",
-    "path",
-    type=click.Path(path_type=Path),
-    callback=_writable,
-    help="Keep each row in this file as soon as it is finished; in a folder, in the file of this machine.",
-)
-@click.option("--resume", is_flag=True, help="Go on with that file: what it has of this machine is not measured again.")
-@click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
+@_JSON
+@_RESUME
+@_THREADS
 @click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Only this map, or another of yours; repeatable.")
 @click.option("--kind", "kinds", type=click.Choice(list(pool_peers.KINDS)), multiple=True, help="Only this one; repeatable.")
 @click.option("--window", "windows", type=click.Choice(list(pool_peers.WINDOWS)), multiple=True, help="Only this one; repeatable.")
-@click.option("--layout", "layouts", type=click.Choice(list(pool_peers.LAYOUTS)), multiple=True, help="Only this one; repeatable.")
+@_LAYOUT
 @click.option("--peer", "peers", type=click.Choice(list(pool_peers.PEERS)), multiple=True, help="Only beside this one; repeatable.")
 @click.pass_context
 def pool_command(
@@ -144,55 +174,86 @@ def pool_command(
     """
     shapes = shapes or tuple(map(pool_peers.sizes, pool_peers.QUICK_SHAPES if quick else pool_peers.SHAPES))
     windows = windows or (pool_peers.QUICK_WINDOWS if quick else ())
-    chosen = (shapes, kinds or tuple(pool_peers.KINDS), windows or None, layouts or tuple(pool_peers.LAYOUTS), threads or (1, 2))
+    chosen = (shapes, kinds or tuple(pool_peers.KINDS), windows or None, layouts or tuple(LAYOUTS), threads or (1, 2))
     todo = pool.cases(*(names and dict.fromkeys(names) for names in chosen))
     if not todo:
         raise click.UsageError("no such case: global and adaptive kinds have windows of their own, and a window must fit its map")
     wanted = peers or tuple(name for name in pool_peers.PEERS if not (quick and name == "compile"))
     console = terminal.console(120)
     where = machine()
-    if path is not None and path.is_dir():
-        path = path / file_name(where)
-    kept = _kept(path, where) if resume else []
-    done, asked = {pool.key(row) for row in kept if row["correct"]}, len(todo)
-    todo = [case for case in todo if case.key not in done]
-    kept = [row for row in kept if pool.key(row) not in {case.key for case in todo}]
-    absent = pool_peers.missing(wanted)
+    path = _path(path, "pool", where)
+    kept, left = _resumed(path, where, pool.key, todo) if resume else ([], todo)
+    absent = libraries.missing(wanted)
     present = [name for name in wanted if name not in absent]
     budget = pool.QUICK_BUDGET if quick else pool.FULL_BUDGET
+    rules = _rules(keep_pages(), present, "compile" in peers)
+
+    def row(case: pool_peers.Case) -> dict[str, Any]:
+        return {**where, **pool.row(case, [p for p in present if pool_peers.takes_part(p, case, "compile" in peers)], budget)}
+
     with _threads_kept():
-        used = dict.fromkeys((*(case.threads for case in todo), *(row["threads"] for row in kept)))
-        console.print(_header({**where, "threads": " and ".join(map(str, used))}), highlight=False)
-        console.print(_rules(keep_pages(), present, "compile" in peers), highlight=False, markup=False)
-        if absent:
-            why = "; ".join(f"{pool_peers.TITLES[name]} ({reason})" for name, reason in absent.items())
-            console.print(f"Not here, and left out: {why}.", highlight=False, markup=False)
-        if kept:
-            console.print(f"{len(kept)} rows are there already; {len(todo)} of {asked} cases are left.", highlight=False)
-
-        def row(case: pool_peers.Case) -> dict[str, Any]:
-            return {**where, **pool.row(case, [p for p in present if pool_peers.takes_part(p, case, "compile" in peers)], budget)}
-
-        found, interrupted = _measured(todo, row, str, path, kept)
+        _introduce(console, where, rules, absent, kept, left, todo)
+        found, interrupted = _measured(left, row, str, path, kept)
     rows = [*kept, *found]
     if not rows:
         console.print("No row was finished.")
     else:
-        columns = pool_report.peers_of(rows)
+        columns = peers_of(rows)
         console.print(f"\n{pool_report.EXPLAINED}", highlight=False)
         for name in dict.fromkeys(row["shape"] for row in rows):
             of_map = [row for row in rows if row["shape"] == name]
             make = pool_report.calls if name == pool_peers.TINY else pool_report.table
             console.print(make(of_map, columns, name))
         console.print(pool_report.reading(rows), highlight=False, markup=False)
-        console.print(f"\n{pool_bars.summary(pool_bars.bars(rows))}", highlight=False, markup=False)
+        console.print(f"\n{bar.summary(pool_bars.bars(rows))}", highlight=False, markup=False)
+    _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
+
+
+def _end(context: click.Context, console: Console, rows: Sequence[Row], interrupted: str | None) -> None:
+    """Exit; ``interrupted``: how many rows of how many were finished."""
     if interrupted:
-        console.print(f"\nInterrupted: {len(found)} of {len(todo)} rows.", highlight=False)
+        console.print(f"\nInterrupted: {interrupted} rows.", highlight=False)
         context.exit(terminal.INTERRUPTED)
     context.exit(0 if all(row["correct"] for row in rows) else 1)
 
 
-def _kept(path: Path | None, where: dict[str, Any]) -> list[dict[str, Any]]:
+def _introduce(
+    console: Console,
+    where: dict[str, Any],
+    rules: str,
+    absent: dict[str, str],
+    kept: Sequence[Row],
+    left: Sequence[Case],
+    todo: Sequence[Case],
+) -> None:
+    """Say where and how is measured, who is not here, and what is there already."""
+    used = dict.fromkeys((*(case.threads for case in left), *(row["threads"] for row in kept)))
+    console.print(_header({**where, "threads": " and ".join(map(str, used))}), highlight=False)
+    console.print(rules, highlight=False, markup=False)
+    if absent:
+        why = "; ".join(f"{TITLES[name]} ({reason})" for name, reason in absent.items())
+        console.print(f"Not here, and left out: {why}.", highlight=False, markup=False)
+    if kept:
+        console.print(f"{len(kept)} rows are there already; {len(left)} of {len(todo)} cases are left.", highlight=False)
+
+
+def _path(path: Path | None, benchmark: str, where: dict[str, Any]) -> Path | None:
+    """A file, in a folder the machine's."""
+    return path / file_name(benchmark, where) if path is not None and path.is_dir() else path
+
+
+def _resumed(
+    path: Path | None, where: dict[str, Any], key: Callable[[Row], Any], todo: Sequence[AnyCase]
+) -> tuple[list[dict[str, Any]], list[AnyCase]]:
+    """The rows of an earlier run that stay, and the cases that are left: those without a row, or with a wrong one."""
+    kept = _kept(path, where, key)
+    done = {key(row) for row in kept if row["correct"]}
+    left = [case for case in todo if case.key not in done]
+    again = {case.key for case in left}
+    return [row for row in kept if key(row) not in again], left
+
+
+def _kept(path: Path | None, where: dict[str, Any], key: Callable[[Row], Any]) -> list[dict[str, Any]]:
     """The rows of an earlier run, the newest of each case; an error if the file is another machine's."""
     if path is None:
         raise click.UsageError("--resume goes on with the file that --json names")
@@ -201,7 +262,7 @@ def _kept(path: Path | None, where: dict[str, Any]) -> list[dict[str, Any]]:
         for name in SAME:
             if row[name] != where[name]:
                 raise click.ClickException(f"{path} holds rows of another machine: {name} {row[name]}, here {where[name]}")
-    return list({pool.key(row): row for row in rows}.values())
+    return list({key(row): row for row in rows}.values())
 
 
 def _rules(pages_kept: bool, peers: Sequence[str], compile_asked: bool) -> str:
@@ -209,10 +270,7 @@ def _rules(pages_kept: bool, peers: Sequence[str], compile_asked: bool) -> str:
     slow = f"A peer over {pool.PATIENCE} s and {pool.MUCH_SLOWER} times fastpool's time is called once; that call is its time."
     said = [slow]
     said.append(f"Where windows read over {pool.READ:.1g} elements, peers, and all who draw, get a {pool.PART}th of the map's rows.")
-    if pages_kept:
-        said.append("malloc keeps what is freed (mallopt), as in a training loop: no time holds page faults of fresh memory.")
-    else:
-        said.append("malloc is not glibc's: times may hold page faults of fresh memory.")
+    said.append(_malloc(pages_kept))
     growth = " and ".join(name.split()[0] for name in pool_peers.GROWTH_WINDOWS)
     said.append(f"{growth} windows only show whether time grows with the window: one map, no peers.")
     if "compile" in peers:
@@ -221,6 +279,12 @@ def _rules(pages_kept: bool, peers: Sequence[str], compile_asked: bool) -> str:
         where = "wherever it compiles" if compile_asked else f"{where}: it compiles for seconds a case"
         said.append(f"torch.compile takes part {where}; over {pool_peers.INLINED} taps it calls PyTorch's kernels.")
     return "\n".join(said)
+
+
+def _malloc(pages_kept: bool) -> str:
+    if pages_kept:
+        return "malloc keeps what is freed (mallopt), as in a training loop: no time holds page faults of fresh memory."
+    return "malloc is not glibc's: times may hold page faults of fresh memory."
 
 
 @contextmanager

@@ -47,10 +47,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def file_name(where: Mapping[str, Any]) -> str:
-    """Where this machine's rows of the pooling benchmark are kept: 'pool-amd-epyc-avx2-2-cores.jsonl'."""
+def file_name(benchmark: str, where: Mapping[str, Any]) -> str:
+    """Where this machine's rows of a benchmark are kept: 'pool-amd-epyc-avx2-2-cores.jsonl'."""
     words = re.findall(r"[a-z0-9]+", f"{where['cpu']} {where['simd']} {where['cores']} cores".lower())
-    return f"pool-{'-'.join(words)}.jsonl"
+    return f"{benchmark}-{'-'.join(words)}.jsonl"
 
 
 def keep_pages() -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
+
+import torch
 
 from .machine import page_faults, settle
 
@@ -77,3 +82,25 @@ def _steady(samples: Sequence[float]) -> bool:
         return False
     low, middle, high = statistics.quantiles(samples, method="inclusive")
     return 0.93 * (high - low) / len(samples) ** 0.5 < STEADY * middle
+
+
+@functools.lru_cache(maxsize=2)
+def copying(moved: int) -> Callable[[], object]:
+    """A copy that moves so many bytes: read one half, write the other; cached where a case of as many bytes is.
+
+    Both are written first: untouched pages would cost faults, and those that are only read are all one page of zeros.
+    """
+    source = torch.ones(max(1, moved // 8))
+    target = torch.ones_like(source)
+    return lambda: target.copy_(source)
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """For what is not timed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,14 +14,14 @@ import torch.nn.functional as F
 from fastpool.kernels.pool import KINDS as ARITHMETIC
 
 from . import machine, measure, pool_peers
-from .check import Result, WrongResultError, upstream
+from .check import Result, WrongResultError, said, upstream
+from .libraries import LAYOUTS, as_tensor
 from .pool_peers import (
     CALLS,
     GROWTH_KINDS,
     GROWTH_SHAPE,
     GROWTH_WINDOWS,
     KINDS,
-    LAYOUTS,
     PASSES,
     PEERS,
     TINY,
@@ -32,10 +30,10 @@ from .pool_peers import (
     Layer,
     Sizes,
     Sliding,
-    as_tensor,
     exists,
     shape_name,
 )
+from .rows import rounded
 
 FULL_BUDGET, QUICK_BUDGET = 0.1, 0.05
 """Seconds of timed rounds a row, at most, once every competitor was sampled as often as ``measure.medians`` asks for."""
@@ -78,9 +76,6 @@ NUMBERS = (
 GB/s of those bytes; bytes saved for backward an output (training only); page faults a call; the part of the map that fastpool and the
 copy, and that peers were timed on; seconds of fastpool's first call, compiling included.  Rows of the passes CALLS hold neither bytes
 nor what follows from them."""
-
-DIGITS = 4
-"""Of every number in a row."""
 
 
 def cases(
@@ -131,13 +126,13 @@ def row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
     try:
         found |= _tiny_row(case, peers, budget) if case.a_pass in CALLS else _row(case, peers, budget)
     except Exception as error:  # one case must not end a run of thousands
-        return found | {"correct": False, "error": f"fastpool: {_said(error)}"}
+        return found | {"correct": False, "error": f"fastpool: {said(error)}"}
     ours = found["fastpool_ms"]
     found |= {f"{peer}_ratio": found[f"{peer}_ms"] / ours for peer in PEERS if found[f"{peer}_ms"]}
     if found["copy_ms"]:
         moved = found["bytes"] / 1e6
         found |= {"roofline": found["copy_ms"] / ours, "gb_s": moved / ours, "copy_gb_s": moved / found["copy_ms"]}
-    return {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in found.items()}
+    return rounded(found)
 
 
 def _row(whole: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
@@ -157,7 +152,7 @@ def _row(whole: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
     call()
     calls, found = _competitors(part, peers, max(PATIENCE, MUCH_SLOWER * (perf_counter() - start)))
     found |= {"first_s": first, "fastpool_saved_bytes": saved}
-    calls = {"fastpool_ms": call, **calls, "copy_ms": _copy(fewest_bytes(case))}
+    calls = {"fastpool_ms": call, **calls, "copy_ms": measure.copying(fewest_bytes(case))}
     machine.reserve(fewest_bytes(case._replace(a_pass="training")))  # twice what its call allocates
     found |= _timed(calls, budget)
     found |= {"bytes": fewest_bytes(whole), "part": _outputs(case) / _outputs(whole), "peers_part": _outputs(part) / _outputs(whole)}
@@ -264,17 +259,6 @@ def _forward(layer: Layer, x: torch.Tensor) -> Any:
     return layer(x)
 
 
-@functools.lru_cache(maxsize=len(PASSES))
-def _copy(moved: int) -> Callable[[], object]:
-    """A copy that moves as many bytes as the case: read one half, write the other; cached where the case is.
-
-    Both are written first: untouched pages would cost faults, and those that are only read are all one page of zeros.
-    """
-    source = torch.ones(max(1, moved // 8))
-    target = torch.ones_like(source)
-    return lambda: target.copy_(source)
-
-
 def _competitors(case: Case, peers: Sequence[str], patience: float) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
     """Peers' calls; and of the row the ms of those that took over ``patience`` seconds, the bytes PyTorch saves, and what is wrong."""
     x = _laid_out(case.shape, case.layout)
@@ -297,7 +281,7 @@ def _competitors(case: Case, peers: Sequence[str], patience: float) -> tuple[dic
             else:
                 _check(case, result)
         except Exception as error:  # each library has its own
-            errors.append(f"{peer}: {_said(error)}")
+            errors.append(f"{peer}: {said(error)}")
             continue
         del result
         if seconds > patience:
@@ -305,13 +289,6 @@ def _competitors(case: Case, peers: Sequence[str], patience: float) -> tuple[dic
         else:
             calls[f"{peer}_ms"] = call
     return calls, found | {"correct": not errors, "error": "; ".join(errors) or None}
-
-
-def _said(error: Exception) -> str:
-    """In one line."""
-    if isinstance(error, WrongResultError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class _Truth(NamedTuple):
@@ -358,18 +335,8 @@ def _truth(shape: Sizes, kind: str, name: str) -> _Truth:
         y = pool_peers.TORCH[kind](leaf, w)
         return Result(y.detach(), torch.autograd.grad(y, leaf, gy.to(dtype))[0])
 
-    with _every_core():
+    with measure.every_core():
         return _Truth(*pooled(torch.float32), None if ARITHMETIC[KINDS[kind]].selects else pooled(torch.float64))
-
-
-@contextmanager
-def _every_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(case: Case, result: Result) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
+from .bar import Bar, Measured, at_least, at_most
+from .libraries import TITLES
 from .pool import key
-from .pool_peers import COMMON_WINDOWS, GROWTH_SHAPE, GROWTH_WINDOWS, PEERS, TINY, TITLES, WINDOWS, Sliding, sizes
-from .pool_report import SLOWER, Row, is_disturbed, named, number
+from .pool_peers import COMMON_WINDOWS, GROWTH_SHAPE, GROWTH_WINDOWS, PEERS, TINY, WINDOWS, Sliding, sizes
+from .pool_report import named
+from .rows import SLOWER, Row, is_disturbed, number, share, times
 
 GROWING = ("5x5 s1 p2", "9x9 s1 p4", "13x13 s1 p6", *GROWTH_WINDOWS)
 """The windows whose times are compared with the first one's."""
@@ -17,35 +19,6 @@ DRAWS = "stochastic"
 
 BYTE_OF_TAPS = 256
 """Taps that one byte tells apart."""
-
-
-class Bar(NamedTuple):
-    asked: str
-    passed: int
-    """Cases."""
-    of: int
-    """Cases that were measured; 0: no answer."""
-    worst: str
-
-    @property
-    def verdict(self) -> str:
-        return "not measured" if not self.of else "met" if self.passed == self.of else "not met"
-
-
-Measured = Iterable[tuple[float, str]]
-"""A value and the case it is of."""
-
-
-def at_least(asked: str, bar: float, measured: Measured, show: Callable[[float], str]) -> Bar:
-    found = sorted(measured)
-    worst = f"{show(found[0][0])}, {found[0][1]}" if found else ""
-    return Bar(asked, sum(value >= bar for value, _ in found), len(found), worst)
-
-
-def at_most(asked: str, bar: float, measured: Measured, show: Callable[[float], str]) -> Bar:
-    found = sorted(measured, reverse=True)
-    worst = f"{show(found[0][0])}, {found[0][1]}" if found else ""
-    return Bar(asked, sum(value <= bar for value, _ in found), len(found), worst)
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
@@ -61,10 +34,10 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     training = [row for row in rows if row["pass"] == "training"]
     windows = ", ".join(COMMON_WINDOWS)
     found = [
-        at_least(f"forward, contiguous, {windows}, maps of 28 and wider: 80% of the roofline", 0.8, _of(wide, "roofline"), _share),
-        at_least(f"forward, contiguous, {windows}, maps of 14 and 7: 60% of the roofline", 0.6, _of(small, "roofline"), _share),
+        at_least(f"forward, contiguous, {windows}, maps of 28 and wider: 80% of the roofline", 0.8, _of(wide, "roofline"), share),
+        at_least(f"forward, contiguous, {windows}, maps of 14 and 7: 60% of the roofline", 0.6, _of(small, "roofline"), share),
         *(_ahead(rows, "contiguous", peer, 1.0, f"ahead of {TITLES[peer]} in every case") for peer in PEERS),
-        at_least(f"forward, channels_last, {windows}: 90% of the roofline", 0.9, _of(last, "roofline"), _share),
+        at_least(f"forward, channels_last, {windows}: 90% of the roofline", 0.9, _of(last, "roofline"), share),
         *(
             _ahead(rows, "channels_last", peer, SLOWER, f"{TITLES[peer]} not ahead by more than noise ({1 - SLOWER:.0%})")
             for peer in ("torch", "compile")
@@ -74,30 +47,20 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     byte = [row for row in training if isinstance(w := WINDOWS[row["window"]], Sliding) and w.taps(0, 0) <= BYTE_OF_TAPS]
     wide_windows = [row for row in rows if row["window"] == "13x13 s1 p6" and _pass(row) == ("forward", "contiguous")]
     found += [
-        at_least(f"training, contiguous: 10x PyTorch{_moving(contiguous, 10)}", 10, _of(contiguous, "torch_ratio"), _times),
-        at_least("training: 70% of the roofline", 0.7, _of([row for row in bound if row["pass"] == "training"], "roofline"), _share),
+        at_least(f"training, contiguous: 10x PyTorch{_moving(contiguous, 10)}", 10, _of(contiguous, "torch_ratio"), times),
+        at_least("training: 70% of the roofline", 0.7, _of([row for row in bound if row["pass"] == "training"], "roofline"), share),
         at_most(f"training, windows of {BYTE_OF_TAPS} taps and less: 1 byte an output saved", 1, _of(byte, "fastpool_saved_bytes"), number),
         *(
-            at_most(f"{a_pass}, stride 1, {GROWTH_SHAPE}: 5x5 to 31x31 within 1.2x", 1.2, _growth(rows, a_pass), _times)
+            at_most(f"{a_pass}, stride 1, {GROWTH_SHAPE}: 5x5 to 31x31 within 1.2x", 1.2, _growth(rows, a_pass), times)
             for a_pass in ("forward", "training")
         ),
-        at_least(f"forward, contiguous, 13x13: 50x PyTorch{_moving(wide_windows, 50)}", 50, _of(wide_windows, "torch_ratio"), _times),
-        at_most("stochastic within 2x of max", 2, _over_max(rows), _times),
+        at_least(f"forward, contiguous, 13x13: 50x PyTorch{_moving(wide_windows, 50)}", 50, _of(wide_windows, "torch_ratio"), times),
+        at_most("stochastic within 2x of max", 2, _over_max(rows), times),
     ]
     for a_pass, words in (("call", "without"), ("call_grad", "with")):
         calls = [(1 / ratio, case) for ratio, case in _of([row for row in rows if row["pass"] == a_pass], "torch_ratio")]
-        found.append(at_most(f"a call on {TINY} {words} a gradient: at most 2x PyTorch's", 2, calls, _times))
+        found.append(at_most(f"a call on {TINY} {words} a gradient: at most 2x PyTorch's", 2, calls, times))
     return found
-
-
-def summary(found: Iterable[Bar]) -> str:
-    """A bar in two lines."""
-    lines = ["The bars:"]
-    for bar in found:
-        lines.append(f"{bar.verdict + ':':13} {bar.asked}")
-        if bar.of:
-            lines.append(f"{'':13} {bar.passed} of {bar.of}; worst {bar.worst}")
-    return "\n".join(lines)
 
 
 def _pass(row: Row) -> tuple[str, str]:
@@ -116,31 +79,23 @@ def _moving(rows: Sequence[Row], factor: float) -> str:
 
 def _ahead(rows: Sequence[Row], layout: str, peer: str, bar: float, words: str) -> Bar:
     cases = [row for row in rows if _pass(row) == ("forward", layout)]
-    return at_least(f"forward, {layout}: {words}", bar, _of(cases, f"{peer}_ratio"), _times)
+    return at_least(f"forward, {layout}: {words}", bar, _of(cases, f"{peer}_ratio"), times)
 
 
 def _growth(rows: Sequence[Row], a_pass: str) -> Measured:
     """Each larger window's time over 5x5's."""
-    times = {key(row): row for row in rows if row["shape"] == GROWTH_SHAPE and row["pass"] == a_pass}
+    rows_of = {key(row): row for row in rows if row["shape"] == GROWTH_SHAPE and row["pass"] == a_pass}
     first, *others = GROWING
     for name in others:
-        for of, row in times.items():
-            base = times.get((*of[:2], first, *of[3:]))
+        for of, row in rows_of.items():
+            base = rows_of.get((*of[:2], first, *of[3:]))
             if row["window"] == name and row["kind"] != DRAWS and base:
                 yield row["fastpool_ms"] / base["fastpool_ms"], named(row)
 
 
 def _over_max(rows: Sequence[Row]) -> Measured:
-    times = {key(row): row for row in rows}
-    for of, row in times.items():
-        base = times.get((of[0], "max", *of[2:]))
+    rows_of = {key(row): row for row in rows}
+    for of, row in rows_of.items():
+        base = rows_of.get((of[0], "max", *of[2:]))
         if row["kind"].startswith("stochastic") and base:
             yield row["fastpool_ms"] / base["fastpool_ms"], f"{row['pass']}, {named(row)}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"

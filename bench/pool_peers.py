@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 import fastpool.functional as fp
+
+from .libraries import onnx_model, onnxruntime_call, openvino_call
 
 Sizes = tuple[int, int, int, int]
 Pair = tuple[int, int]
@@ -87,7 +87,6 @@ GROWTH_SHAPE = "8x256x56x56"
 GROWTH_KINDS = ("max", "min", "avg", "l2", "stochastic_eval")
 """Windows that ask one question, whether time grows with the window, on one map, of kinds that need not: a draw reads its window."""
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PASSES = ("forward", "training")
 CALLS = ("call", "call_grad")
 """Passes over TINY: without and with a gradient asked for, forward both."""
@@ -293,31 +292,15 @@ def _onnx(case: Case) -> bytes | None:
     """A model of one node, x -> y, or None where ONNX Runtime and OpenVINO have no such pooling, layout or pass."""
     if case.a_pass != "forward" or case.layout != "contiguous" or (pooling := _onnx_node(case)) is None:
         return None
-    from onnx import TensorProto, helper
-
-    operator, attributes = pooling
-    node = helper.make_node(operator, ["x"], ["y"], **attributes)
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(case.shape))
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, list(case.output_shape))
-    graph = helper.make_graph([node], "pool", [x], [y])
-    # Opset 18 and IR 9 are what every release since 2023 reads; onnx alone would write its newest.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return model.SerializeToString()
+    return onnx_model(*pooling, case.shape, case.output_shape)
 
 
 def _onnxruntime(case: Case, x: torch.Tensor) -> Layer | None:
     model = _onnx(case)
     if model is None:
         return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
-    # Its threads would go on spinning for a while after a run, on the cores of whoever is timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
-    return lambda _: session.run(None, feed)[0]
+    call = onnxruntime_call(model, case.threads, x)
+    return lambda _: call()
 
 
 def _openvino_adaptive(case: Case) -> Any:
@@ -336,26 +319,8 @@ def _openvino(case: Case, x: torch.Tensor) -> Layer | None:
     model = None if adaptive else _onnx(case)
     if not adaptive and (model is None or case.kind == "l2"):  # its reader of ONNX knows no LpPool
         return None
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": case.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    core = _openvino_core()
-    network = _openvino_adaptive(case) if adaptive else core.read_model(model=model)
-    request = core.compile_model(network, "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
-
-    def call(_: torch.Tensor) -> Any:
-        request.infer()
-        return request.get_output_tensor().data
-
-    return call
-
-
-@functools.cache
-def _openvino_core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    call = openvino_call(_openvino_adaptive(case) if adaptive else model, case.threads, x)
+    return lambda _: call()
 
 
 PEERS: dict[str, Callable[[Case, torch.Tensor], Layer | None]] = {
@@ -365,28 +330,3 @@ PEERS: dict[str, Callable[[Case, torch.Tensor], Layer | None]] = {
     "openvino": _openvino,
 }
 """By name: makes a peer's layer for a case and its input, or None where it has none.  A layer may return a NumPy array."""
-
-TITLES = {"torch": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-
-_MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-
-
-def missing(names: Sequence[str]) -> dict[str, str]:
-    """Which of these peers cannot take part here, and what would help."""
-    found = {}
-    for name in names:
-        try:
-            for module in _MODULES.get(name, ()):
-                importlib.import_module(module)
-        except ImportError as error:
-            found[name] = f"{error}: pip install 'fastpool[peers]'"
-    if "compile" in names:
-        try:
-            torch.compile(lambda x: x + 1)(torch.ones(8))
-        except Exception as error:  # whatever is wrong with the C++ compiler, inductor has its own word for it
-            found["compile"] = f"{type(error).__name__}: it needs a C++ compiler"
-    return found
-
-
-def as_tensor(result: Any) -> torch.Tensor:
-    return torch.from_numpy(result) if isinstance(result, np.ndarray) else result

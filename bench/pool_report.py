@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from .pool_peers import CALLS, PASSES, PEERS, TITLES
-
-Row = Mapping[str, Any]
-
-SLOWER = 0.95
-"""A ratio below this is told in words; nearer to 1 the two are as fast as each other."""
-
-NAMED = 8
-"""Cases that a sentence names at most."""
+from .libraries import SHORT
+from .pool_peers import CALLS, PASSES
+from .rows import SLOWER, Row, beside, disturbed, is_disturbed, listed, milliseconds, number, peers_of, wrong
 
 WORST = 5
 """Cases whose distance from the roofline a sentence names."""
@@ -25,20 +19,9 @@ WORST = 5
 FAULTY = 0.1
 """Page faults a 4 KB page of a call's bytes: above, its time is the system's as much as anybody's."""
 
-DISTURBED = 1.5
-"""A roofline above this is no achievement: the copy lost a scheduler's slice to other work, as its neighbours may have."""
-
 EXPLAINED = """\
 thr: threads.  roof: part of the time in which a copy of as many bytes, over as many threads, would be done.
 GB/s: of the fewest bytes.  x: a peer's time over fastpool's (above 1: fastpool is faster).  saved: bytes an output kept for backward."""
-
-_SHORT = {"torch": "torch", "compile": "comp.", "onnxruntime": "onnxr.", "openvino": "openv."}
-
-
-def peers_of(rows: Iterable[Row]) -> list[str]:
-    """Those that have a time in one row at least."""
-    rows = list(rows)
-    return [peer for peer in PEERS if any(row[f"{peer}_ms"] for row in rows)]
 
 
 def table(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
@@ -46,8 +29,8 @@ def table(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for header in ("\nwindow", "\nkind", "\nlayout"):
         made.add_column(header, no_wrap=True)
-    forward = ("forward\nms", "\nroof", "\nGB/s", *(f"{_SHORT[peer]}\nx" for peer in peers))
-    training = ("train.\nms", "\nroof", "\nGB/s", *(f"{_SHORT[peer]}\nx" for peer in peers if peer == "torch"))
+    forward = ("forward\nms", "\nroof", "\nGB/s", *(f"{SHORT[peer]}\nx" for peer in peers))
+    training = ("train.\nms", "\nroof", "\nGB/s", *(f"{SHORT[peer]}\nx" for peer in peers if peer == "torch"))
     for header in ("\nthr", *forward, *training, "saved\nours", "\ntorch"):
         made.add_column(header, justify="right", no_wrap=True)
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
@@ -88,43 +71,23 @@ def _cells(row: Row | None, peers: Sequence[str]) -> list[str]:
     ratios = [number(row[f"{peer}_ratio"], "red" if (row[f"{peer}_ratio"] or 1) < SLOWER else "") for peer in peers]
     if row["fastpool_ms"] is None:
         return ["[bold red]WRONG", "-", "-", *ratios]
-    return [_milliseconds(row["fastpool_ms"]), f"{row['roofline']:.0%}", number(row["gb_s"]), *ratios]
-
-
-def _milliseconds(ms: float) -> str:
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 0.1 else f"{ms:.3f}"
-
-
-def number(value: float | None, style: str = "") -> str:
-    """Two or three digits; a value that there is not is a dash."""
-    if value is None:
-        return "-"
-    text = f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
-    return f"[{style}]{text}[/]" if style else text
+    return [milliseconds(row["fastpool_ms"]), f"{row['roofline']:.0%}", number(row["gb_s"]), *ratios]
 
 
 def reading(rows: Sequence[Row]) -> str:
     """What the tables say, in sentences made from their numbers, one a line."""
-    said = []
-    wrong = [f"{named(row)}: {row['error']}" for row in rows if not row["correct"]]
-    if wrong:
-        said.append(f"Wrong, and not timed: {listed(wrong)}.")
+    said = wrong(rows, named)
     faulty = [row for row in rows if _faults(row) > FAULTY]
     if faulty:
         worst = max(faulty, key=_faults)
         said.append(f"In {len(faulty)} of {len(rows)} rows calls faulted pages in, most {named(worst)}.")
-    disturbed = [row for row in rows if is_disturbed(row)]
-    if disturbed:
-        said.append(
-            f"In {len(disturbed)} of {len(rows)} rows the copy took over {DISTURBED} times as long as fastpool: other work disturbed them,"
-            " and what follows leaves them out."
-        )
-        rows = [row for row in rows if not is_disturbed(row)]
+    said += disturbed(rows)
+    rows = [row for row in rows if not is_disturbed(row)]
     for peer in peers_of(rows):
         for a_pass in PASSES:
             compared = [row for row in rows if row["pass"] == a_pass and row[f"{peer}_ratio"]]
             if compared:
-                said.append(_beside(peer, a_pass, compared))
+                said.append(beside(peer, a_pass, compared, named))
     for a_pass in PASSES:
         timed = sorted((row for row in rows if row["pass"] == a_pass and row["roofline"]), key=lambda row: row["roofline"])
         if timed:
@@ -134,28 +97,10 @@ def reading(rows: Sequence[Row]) -> str:
     return "\n".join(said)
 
 
-def is_disturbed(row: Row) -> bool:
-    return (row["roofline"] or 0) > DISTURBED
-
-
 def _faults(row: Row) -> float:
     """A 4 KB page of the fewest bytes, by whoever of fastpool and PyTorch faults more."""
     most = max(row["fastpool_faults"] or 0, row["torch_faults"] or 0)
     return most / max(1.0, row["bytes"] / 4096) if row["bytes"] else 0.0
-
-
-def _beside(peer: str, a_pass: str, rows: Sequence[Row]) -> str:
-    name = f"{peer}_ratio"
-    ratios = [row[name] for row in rows]
-    spread = f"geometric mean of {len(ratios)}; {number(min(ratios))}x to {number(max(ratios))}x"
-    text = f"fastpool is {number(statistics.geometric_mean(ratios))}x as fast as {TITLES[peer]}, {a_pass} ({spread})"
-    ahead = [f"{named(row)} ({row[name]:.2f}x)" for row in sorted(rows, key=lambda row: row[name]) if row[name] < SLOWER]
-    return f"{text}; {TITLES[peer]} is ahead in {len(ahead)}: {listed(ahead)}." if ahead else f"{text}; it is nowhere ahead."
-
-
-def listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return "; ".join([*names[:NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def named(row: Row) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import click
 
+from .bar import Bar
+from .libraries import LAYOUTS, TITLES
 from .machine import ROOT
-from .pool_bars import Bar, bars
-from .pool_peers import LAYOUTS, PASSES, PEERS, TITLES, WINDOWS
-from .pool_report import SLOWER, Row, is_disturbed, named, number, peers_of
+from .pool_bars import bars
+from .pool_peers import PASSES, PEERS, WINDOWS
+from .pool_report import named
 from .report import read
+from .rows import SLOWER, Row, is_disturbed, number, peers_of
 
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 

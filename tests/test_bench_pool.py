@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 from click.testing import CliRunner
-from fastpool.bench import command, machine, measure, pool, pool_peers, pool_report, report
+from fastpool.bench import command, libraries, machine, measure, pool, pool_peers, pool_report, report
 from fastpool.bench.check import Result, WrongResultError
 from rich.console import Console
 
@@ -99,7 +99,7 @@ def test_as_a_user_types_it(tmp_path):
 def test_the_case_list():
     """What issue and DESIGN.md ask for, counted: a kind or window lost in an edit would shrink every table in silence."""
     shapes = tuple(map(pool_peers.sizes, pool_peers.SHAPES))
-    found = pool.cases(shapes, pool_peers.KINDS, None, pool_peers.LAYOUTS, (1, 2))
+    found = pool.cases(shapes, pool_peers.KINDS, None, libraries.LAYOUTS, (1, 2))
     maps = [case for case in found if case.a_pass in pool_peers.PASSES and case.window not in pool_peers.GROWTH_WINDOWS]
     assert len({case.shape for case in maps}) == 7
     assert len(maps) == 7 * 2 * 2 * 2 * (6 * 8 + 4 + 3 * 2)
@@ -134,7 +134,7 @@ def test_control_c_keeps_finished_rows(tiny, tmp_path, monkeypatch):
     assert ended.exit_code == 0, ended.output
     assert "2 rows are there already; 2 of 4 cases are left" in ended.stdout
     rows = report.read(path)
-    assert [(row["layout"], row["pass"]) for row in rows] == list(product(pool_peers.LAYOUTS, pool_peers.PASSES))
+    assert [(row["layout"], row["pass"]) for row in rows] == list(product(libraries.LAYOUTS, pool_peers.PASSES))
     before = path.read_text()
     assert run("--json", path, "--resume", *ONE).exit_code == 0
     assert path.read_text() == before
@@ -177,8 +177,8 @@ def test_resume_refuses_the_rows_of_another_machine(tiny, tmp_path):
 def test_a_folder_gets_a_file_of_this_machine(tiny, tmp_path):
     run("--json", tmp_path, *ONE)
     (path,) = tmp_path.iterdir()
-    assert path.name == machine.file_name(report.read(path)[0])
-    assert machine.file_name({"cpu": "AMD EPYC(tm) 9", "simd": "AVX2", "cores": 2}) == "pool-amd-epyc-tm-9-avx2-2-cores.jsonl"
+    assert path.name == machine.file_name("pool", report.read(path)[0])
+    assert machine.file_name("pool", {"cpu": "AMD EPYC(tm) 9", "simd": "AVX2", "cores": 2}) == "pool-amd-epyc-tm-9-avx2-2-cores.jsonl"
 
 
 @pytest.mark.parametrize("peer", ["fastpool", "onnxruntime"])
@@ -188,7 +188,7 @@ def test_what_raises_is_a_wrong_row(tiny, tmp_path, monkeypatch, peer):
 
     monkeypatch.setitem(pool_peers.FASTPOOL, "max", broken if peer == "fastpool" else pool_peers.FASTPOOL["max"])
     monkeypatch.setitem(pool_peers.PEERS, "onnxruntime", broken)
-    monkeypatch.setattr(pool_peers, "missing", lambda names: {})
+    monkeypatch.setattr(libraries, "missing", lambda names: {})
     path = tmp_path / "rows.json"
     ended = run("--json", path, *ONE, "--peer", "onnxruntime")
     assert ended.exit_code == 1, ended.output
@@ -209,7 +209,7 @@ def test_a_tiny_call_is_checked(tiny, tmp_path, monkeypatch):
 
 def test_torch_compile_takes_part_where_the_header_says():
     shapes = tuple(map(pool_peers.sizes, pool_peers.SHAPES))
-    found = pool.cases(shapes, pool_peers.KINDS, None, pool_peers.LAYOUTS, (1,))
+    found = pool.cases(shapes, pool_peers.KINDS, None, libraries.LAYOUTS, (1,))
     taking = [case for case in found if case.a_pass == "forward" and pool_peers.takes_part("compile", case, False)]
     assert len(taking) == 2 * 2 * (2 * 2 + 2)
     assert all(pool_peers.takes_part(peer, case, peer == "compile") for peer in pool_peers.PEERS for case in found[::97])
@@ -248,7 +248,7 @@ def test_a_wrong_result_is_not_timed(tiny, tmp_path, monkeypatch, kind, garbage,
 
 def test_a_wrong_peer_has_no_time(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(pool_peers.PEERS, "compile", lambda case, _: lambda x: 2 * pool_peers.layer(pool_peers.TORCH, case)(x))
-    monkeypatch.setattr(pool_peers, "missing", lambda names: {})
+    monkeypatch.setattr(libraries, "missing", lambda names: {})
     path = tmp_path / "rows.json"
     ended = run("--json", path, "--kind", "max", "--window", "2x2 s2", "--layout", "contiguous", "--peer", "compile")
     assert ended.exit_code == 1, ended.output
@@ -288,10 +288,10 @@ def test_peers_are_timed_on_a_part_of_what_takes_them_minutes(monkeypatch):
     assert row["part"] == row["peers_part"] == pytest.approx(1 / 3, rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", pool_peers.LAYOUTS)
+@pytest.mark.parametrize("layout", libraries.LAYOUTS)
 def test_planes_of_a_large_map(monkeypatch, layout):
     monkeypatch.setattr(pool, "CHECKED", 100)
-    x = torch.arange(math.prod(SHAPE)).reshape(SHAPE).contiguous(memory_format=pool_peers.LAYOUTS[layout])
+    x = torch.arange(math.prod(SHAPE)).reshape(SHAPE).contiguous(memory_format=libraries.LAYOUTS[layout])
     assert torch.equal(pool._planes(x, SHAPE), torch.stack([x[0, 0], x[1, 2]])[:, None])
 
 
@@ -328,7 +328,7 @@ def test_saved_bytes(kind, ours, theirs):
 @pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("window", [name for name, w in pool_peers.WINDOWS.items() if isinstance(w, pool_peers.Sliding)])
 def test_peers_are_right(peer, window):
-    for module in pool_peers._MODULES[peer]:
+    for module in libraries.MODULES[peer]:
         pytest.importorskip(module)
     x = pool._inputs(SHAPE)
     some = 0
@@ -337,7 +337,7 @@ def test_peers_are_right(peer, window):
         layer = pool_peers.PEERS[peer](asked, x) if pool_peers.exists(kind, asked.window, SHAPE) else None
         if layer is not None:
             some += 1
-            pool._check(asked, Result(pool_peers.as_tensor(layer(x)), torch.empty(0)))
+            pool._check(asked, Result(libraries.as_tensor(layer(x)), torch.empty(0)))
     assert some >= 5
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fastpool.bench import bar as bars
 from fastpool.bench import pool, pool_bars, pool_peers, readme, report
 
 
@@ -74,7 +75,7 @@ def test_a_disturbed_or_wrong_row_answers_no_bar():
 
 def test_the_summary_names_every_bar():
     found = pool_bars.bars([made_row()])
-    said = pool_bars.summary(found)
+    said = bars.summary(found)
     assert all(bar.asked in said for bar in found)
     assert "not met:      forward, contiguous, 2x2 s2, 3x3 s2 p1, maps of 28 and wider" in said
     assert "0 of 1; worst 50%, max 2x2 s2 on 8x256x56x56 contiguous, 1 thr" in said
