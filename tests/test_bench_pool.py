@@ -72,7 +72,7 @@ def test_every_case_is_measured(tiny, tmp_path):
         assert all(row[name] > 0 for name in ("fastpool_ms", "torch_ms", "torch_ratio", "first_s", "threads"))
         assert all(row[name] >= 0 for name in ("fastpool_faults", "torch_faults"))
         assert all(row[name] for name in (*machine.SAME, "date", "torch_version", "numba_version", "fastpool_version", "layout", "pass"))
-        assert row["torch_ratio"] == pytest.approx(row["torch_ms"] / row["fastpool_ms"], rel=1e-3)
+        assert row["torch_ratio"] == pytest.approx(row["torch_ms"] / row["fastpool_ms"], rel=1.6e-3)  # three numbers of 4 digits
         assert not any(isinstance(value, (dict, list)) for value in row.values())
     assert max(len(line) for line in ended.stdout.splitlines()) <= 120
     assert "…" not in ended.stdout
