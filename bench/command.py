@@ -18,6 +18,11 @@ from fastpool import terminal
 from . import (
     bar,
     commute,
+    conv,
+    conv_bars,
+    conv_layers,
+    conv_peers,
+    conv_report,
     libraries,
     pool,
     pool_bars,
@@ -206,6 +211,74 @@ def pool_command(
             console.print(make(of_map, columns, name))
         console.print(pool_report.reading(rows), highlight=False, markup=False)
         console.print(f"\n{bar.summary(pool_bars.bars(rows))}", highlight=False, markup=False)
+    _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
+
+
+@bench.command("conv")
+@click.option(
+    "--quick", is_flag=True, help="A few layers of every network, in the smaller batch, and fewer rounds: under a minute once compiled."
+)
+@_JSON
+@_RESUME
+@_THREADS
+@click.option("--network", "networks", type=click.Choice(conv_layers.NETWORKS), multiple=True, help="Only its layers; repeatable.")
+@click.option("--layer", "names", multiple=True, help="Only layers whose name, as in '64x56x56 to 256, 1x1', holds this; repeatable.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Images a batch; repeatable.  [default: 1 and 8, or 32]")
+@click.option("--pass", "passes", type=click.Choice(conv_peers.PASSES), multiple=True, help="Only this one; repeatable.")
+@_LAYOUT
+@click.option("--peer", "peers", type=click.Choice(list(conv_peers.PEERS)), multiple=True, help="Only beside this one; repeatable.")
+@click.pass_context
+def conv_command(
+    context: click.Context,
+    quick: bool,
+    path: Path | None,
+    resume: bool,
+    threads: tuple[int, ...],
+    networks: tuple[str, ...],
+    names: tuple[str, ...],
+    batches: tuple[int, ...],
+    passes: tuple[str, ...],
+    layouts: tuple[str, ...],
+    peers: tuple[str, ...],
+) -> None:
+    """How fast is each convolution layer, beside its peers and beside the machine's limits?
+
+    Every distinct layer of LeNet-5, CIFAR10Net, AlexNet, VGG-16, ResNet-50 and, depthwise and pointwise, MobileNetV2: forward, and the
+    gradients of input and weight by themselves; beside PyTorch, ONNX Runtime and OpenVINO, as far as these are here, torch.compile if
+    asked for; beside the cores' FMA peak, and a copy that moves the fewest bytes.
+
+    Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
+    """
+    of_networks = [layer for layer in conv_layers.LAYERS if layer.network in (networks or conv_layers.NETWORKS)]
+    named = [layer for layer in of_networks if any(name in layer.name for name in names)] if names else of_networks
+    layers = [layer for layer in named if layer.name in conv_layers.QUICK] if quick and not names else named
+    images = {network: batches or (of[:1] if quick else of) for network, of in conv_layers.BATCHES.items()}
+    chosen = (layouts or tuple(LAYOUTS), passes or conv_peers.PASSES, threads or (1, 2))
+    todo = conv.cases(layers, images, *(dict.fromkeys(axis) for axis in chosen))
+    if not todo:
+        raise click.UsageError("no such case: a network has no such layer, or it is its first, whose input's gradient nobody wants")
+    wanted = peers or tuple(name for name in conv_peers.PEERS if name != "compile")
+    console = terminal.console(120)
+    where = machine()
+    path = _path(path, "conv", where)
+    kept, left = _resumed(path, where, conv.key, todo) if resume else ([], todo)
+    absent = libraries.missing(wanted)
+    present = [name for name in wanted if name not in absent]
+    budget = conv.QUICK_BUDGET if quick else conv.FULL_BUDGET
+    slow = f"A peer over {conv.PATIENCE} s and {conv.MUCH_SLOWER} times fastpool's time is called once; that call is its time."
+    weights = "fastpool's layer, ONNX Runtime and OpenVINO pack weights ahead; PyTorch's layer does so in each call."
+    with _threads_kept():
+        _introduce(console, where, "\n".join([slow, weights, _malloc(keep_pages())]), absent, kept, left, todo)
+        found, interrupted = _measured(left, lambda case: {**where, **conv.row(case, present, budget)}, str, path, kept)
+    rows = [*kept, *found]
+    if not rows:
+        console.print("No row was finished.")
+    else:
+        console.print(f"\n{conv_report.EXPLAINED}", highlight=False)
+        for table in conv_report.tables(rows):
+            console.print(table)
+        console.print(conv_report.reading(rows), highlight=False, markup=False)
+        console.print(f"\n{bar.summary(conv_bars.bars(rows))}", highlight=False, markup=False)
     _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
 
 
