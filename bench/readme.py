@@ -5,48 +5,57 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
+from . import conv_bars, conv_peers, conv_report, pool_bars, pool_report
 from .bar import Bar
 from .libraries import LAYOUTS, TITLES
 from .machine import ROOT
-from .pool_bars import bars
-from .pool_peers import PASSES, PEERS, WINDOWS
-from .pool_report import named
+from .pool_peers import PASSES, WINDOWS
 from .report import read
-from .rows import SLOWER, Row, is_disturbed, number, peers_of
+from .rows import SLOWER, Row, is_disturbed, number, peers_of, share
 
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 
-START, END = "<!-- made from bench/results/ by `make readme` -->", "<!-- end of what is made -->"
+END = "<!-- end of what is made -->"
 
 
-def section(files: Iterable[Path]) -> str:
-    """Markdown between the markers: for each machine what was measured, the bars, the windows, and every row that a peer wins."""
-    parts = [_machine(rows) for rows in map(read, files) if rows]
-    return "\n\n".join(parts) or "Nothing is measured yet: `make results` does that."
+class Section(NamedTuple):
+    """What is made of one benchmark's rows, and where it stands."""
+
+    start: str
+    """The marker before it; END is behind it."""
+    benchmark: str
+    """Of ``fastpool bench``, and the first word of its files."""
+    bars: Callable[[Sequence[Row]], Sequence[Bar]]
+    named: Callable[[Row], str]
+    parts: Callable[[Sequence[Row]], list[str]]
+    """Tables between the bars and the rows that a peer wins."""
+
+    def made(self, files: Iterable[Path]) -> str:
+        """Markdown: for each machine what was measured, the bars, the tables, and every row that a peer wins."""
+        found = [_machine(self, rows) for rows in map(read, files) if rows]
+        return "\n\n".join(found) or "Nothing is measured yet: `make results` does that."
+
+    def results(self) -> list[Path]:
+        return sorted(RESULTS.glob(f"{self.benchmark}-*.jsonl"))
+
+    def held(self, text: str) -> str:
+        """What its markers in a README hold."""
+        return text.partition(self.start)[2].partition(END)[0].strip("\n")
+
+    def updated(self, text: str, made: str) -> str:
+        """The README with another section; ValueError without its markers."""
+        before, start, rest = text.partition(self.start)
+        _, end, after = rest.partition(END)
+        if not start or not end:
+            raise ValueError(f"no place for the results: {self.start} and {END} must be there")
+        return f"{before}{start}\n\n{made}\n\n{END}{after}"
 
 
-def results() -> list[Path]:
-    return sorted(RESULTS.glob("pool-*.jsonl"))
-
-
-def between(text: str) -> str:
-    """What the markers of a README hold."""
-    return text.partition(START)[2].partition(END)[0].strip("\n")
-
-
-def updated(text: str, made: str) -> str:
-    """The README with another section; ValueError without its markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"no place for the results: {START} and {END} must be there")
-    return f"{before}{START}\n\n{made}\n\n{END}{after}"
-
-
-def _machine(rows: Sequence[Row]) -> str:
+def _machine(section: Section, rows: Sequence[Row]) -> str:
     first = rows[0]
     peers = [TITLES[peer] for peer in peers_of(rows)]
     versions = f"torch {first['torch_version']}, numba {first['numba_version']}"
@@ -55,12 +64,14 @@ def _machine(rows: Sequence[Row]) -> str:
     where = f"{first['cpu']}, {first['simd']}, {first['cores']} cores"
     measured = f"**{where}**; {versions}; {' to '.join(dict.fromkeys((days[0], days[-1])))}{f'; commit {commits}' if commits else ''}."
     disturbed = sum(map(is_disturbed, rows))
-    words = f"{len(rows)} rows of `fastpool bench pool`, float32, beside {', '.join(peers)}; medians, everybody's memory reused."
+    words = (
+        f"{len(rows)} rows of `fastpool bench {section.benchmark}`, float32, beside {', '.join(peers)}; medians, everybody's memory reused."
+    )
     if disturbed:
         words += f" In {disturbed} the copy was disturbed by other work; they are left out below."
     rows = [row for row in rows if not is_disturbed(row)]
-    wrong = [f"- {named(row)}, {row['pass']}: {row['error']}" for row in rows if not row["correct"]]
-    parts = [f"{measured}\n{words}", _bars(bars(rows)), _windows(rows), _losing(rows)]
+    wrong = [f"- {section.named(row)}, {_pass(row)}: {row['error']}" for row in rows if not row["correct"]]
+    parts = [f"{measured}\n{words}", _bars(section.bars(rows)), *section.parts(rows), _losing(rows, section.named)]
     if wrong:
         parts.insert(1, "\n".join(["Wrong, and not timed:", "", *wrong]))
     return "\n\n".join(parts)
@@ -71,7 +82,7 @@ def _bars(found: Sequence[Bar]) -> str:
     return _markdown(["the bar", "", "cases", "worst"], lines)
 
 
-def _windows(rows: Sequence[Row]) -> str:
+def _windows(rows: Sequence[Row]) -> list[str]:
     """A line a window and layout over all maps, kinds and threads: the median, and the worst in brackets."""
     peers = peers_of(rows)
     header = ["window", "layout", "roofline", *(TITLES[peer] for peer in peers), "roofline, training", "PyTorch, training"]
@@ -80,20 +91,40 @@ def _windows(rows: Sequence[Row]) -> str:
         for layout in LAYOUTS:
             of = [row for row in rows if (row["window"], row["layout"]) == (window, layout)]
             forward, training = ([row for row in of if row["pass"] == a_pass] for a_pass in PASSES)
-            cells = [_middle(forward, "roofline", _percent), *(_middle(forward, f"{peer}_ratio", _factor) for peer in peers)]
-            cells += [_middle(training, "roofline", _percent), _middle(training, "torch_ratio", _factor)]
+            cells = [_middle(forward, "roofline", share), *(_middle(forward, f"{peer}_ratio", _factor) for peer in peers)]
+            cells += [_middle(training, "roofline", share), _middle(training, "torch_ratio", _factor)]
             if forward or training:
                 lines.append([window, layout, *cells])
     said = "Median (and worst) over maps, kinds and threads; forward unless it says training; factors are a peer's time over fastpool's."
-    return f"{said}\n\n{_markdown(header, lines, numbers=True)}"
+    return [said, _markdown(header, lines, numbers=2)]
 
 
-def _losing(rows: Sequence[Row]) -> str:
+def _networks(rows: Sequence[Row]) -> list[str]:
+    """A line a network and pass over all layers, batches, layouts and threads, and one of the depthwise layers."""
+    peers = peers_of(rows)
+    lines = []
+    kinds = dict.fromkeys((row["network"], row["groups"] > 1) for row in rows)
+    for network, depthwise in kinds:
+        for a_pass in conv_peers.PASSES:
+            of = [row for row in rows if (row["network"], row["groups"] > 1, row["pass"]) == (network, depthwise, a_pass)]
+            cells = [_middle(of, name, share) for name in ("peak", "roofline")] + [_middle(of, f"{peer}_ratio", _factor) for peer in peers]
+            if of:
+                lines.append([f"{network}, depthwise" if depthwise else network, a_pass.replace("_", " "), *cells])
+    said = (
+        "Median (and worst) over layers, batches, layouts and threads; factors are a peer's time over fastpool's, PyTorch's in its better"
+    )
+    return [
+        f"{said} layout.",
+        _markdown(["network", "pass", "FMA peak", "copy roofline", *(TITLES[peer] for peer in peers)], lines, numbers=2),
+    ]
+
+
+def _losing(rows: Sequence[Row], named: Callable[[Row], str]) -> str:
     """Every row in which a peer is ahead by more than noise, worst first."""
     lost = []
     for row in rows:
-        ahead = {peer: row[f"{peer}_ratio"] for peer in PEERS if (row[f"{peer}_ratio"] or 1) < SLOWER}
-        lost += [(ratio, named(row), row["pass"].replace("_", " with "), TITLES[peer]) for peer, ratio in ahead.items()]
+        ahead = {peer: row[f"{peer}_ratio"] for peer in TITLES if (row[f"{peer}_ratio"] or 1) < SLOWER}
+        lost += [(ratio, named(row), _pass(row), TITLES[peer]) for peer, ratio in ahead.items()]
     if not lost:
         return "No peer is ahead by more than noise in any row."
     lines = [[case, a_pass, f"{peer} {ratio:.2f}x"] for ratio, case, a_pass, peer in sorted(lost)]
@@ -107,17 +138,24 @@ def _middle(rows: Iterable[Row], name: str, show: Callable[[float], str]) -> str
     return f"{show(statistics.median(values))} ({show(min(values))})" if values else ""
 
 
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
+def _pass(row: Row) -> str:
+    return row["pass"].replace("call_", "call with ").replace("_", " ")
 
 
 def _factor(value: float) -> str:
     return f"{number(value)}x"
 
 
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: bool = False) -> str:
-    rule = ["---:" if numbers and i > 1 else "---" for i in range(len(header))]
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: int | None = None) -> str:
+    """``numbers``: the first column of them."""
+    rule = ["---" if numbers is None or i < numbers else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+
+
+SECTIONS = (
+    Section("<!-- made from bench/results/ by `make readme` -->", "pool", pool_bars.bars, pool_report.named, _windows),
+    Section("<!-- convolution: made from bench/results/ by `make readme` -->", "conv", conv_bars.bars, conv_report.named, _networks),
+)
 
 
 @click.command()
@@ -125,7 +163,9 @@ def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: bo
 def main(check: bool) -> None:
     """Put what bench/results/ holds into README.md."""
     text = README.read_text()
-    new = updated(text, section(results()))
+    new = text
+    for section in SECTIONS:
+        new = section.updated(new, section.made(section.results()))
     if check and new != text:
         raise click.ClickException("README.md is older than bench/results/: make readme")
     if not check:

@@ -1,4 +1,4 @@
-"""What is made from the rows of ``fastpool bench pool``: the answers to its bars, and README's section."""
+"""What is made from the rows of ``fastpool bench pool``: the answers to its bars; and README's sections."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 from fastpool.bench import bar as bars
 from fastpool.bench import pool, pool_bars, pool_peers, readme, report
+
+POOL, CONV = readme.SECTIONS
 
 
 def made_row(kind="max", window="2x2 s2", a_pass="forward", shape="8x256x56x56", layout="contiguous", threads=1, **numbers):
@@ -82,16 +84,16 @@ def test_the_summary_names_every_bar():
     assert max(map(len, said.splitlines())) <= 120
 
 
-def test_the_readme_is_what_the_rows_give():
-    text = Path(readme.README).read_text()
-    assert readme.between(text) == readme.section(readme.results())
+@pytest.mark.parametrize("section", readme.SECTIONS, ids=lambda section: section.benchmark)
+def test_the_readme_is_what_the_rows_give(section):
+    assert section.held(Path(readme.README).read_text()) == section.made(section.results())
 
 
 def test_a_readme_section(tmp_path):
     rows = [made_row(), made_row(torch_ratio=0.5, a_pass="training"), made_row("avg", torch_ratio=0.7), made_row(roofline=9.0)]
     rows.append(made_row("min", correct=False, error="fastpool: values differ", fastpool_ms=None, roofline=None, torch_ratio=None))
     report.write(rows, tmp_path / "a.jsonl")
-    made = readme.section([tmp_path / "a.jsonl"])
+    made = POOL.made([tmp_path / "a.jsonl"])
     assert "**Z80, NONE, 1 cores**" in made
     assert "commit `abc`" in made
     assert "In 1 the copy was disturbed" in made
@@ -99,14 +101,14 @@ def test_a_readme_section(tmp_path):
     assert "| 2x2 s2 | contiguous | 50% (50%) | 1.4x (0.70x) | 50% (50%) | 0.50x (0.50x) |" in made
     losing = made.partition("2 times a peer is ahead by more than 5%, worst first")[2]
     assert 0 < losing.index("| training | PyTorch 0.50x |") < losing.index("| forward | PyTorch 0.70x |")
-    assert readme.between(readme.updated(f"before\n{readme.START}\nold\n{readme.END}\nafter", made)) == made
-    assert readme.section([]) == "Nothing is measured yet: `make results` does that."
+    assert POOL.held(POOL.updated(f"before\n{POOL.start}\nold\n{readme.END}\nafter", made)) == made
+    assert POOL.made([]) == "Nothing is measured yet: `make results` does that."
     with pytest.raises(ValueError, match="no place for the results"):
-        readme.updated("no markers", made)
+        POOL.updated("no markers", made)
 
 
 def test_the_readme_command(tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text(f"before\n{readme.START}\n{readme.END}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{POOL.start}\n{readme.END}\nbetween\n{CONV.start}\nold\n{readme.END}\nafter\n")
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     report.write([made_row()], tmp_path / "pool-z80.jsonl")
@@ -117,5 +119,7 @@ def test_the_readme_command(tmp_path, monkeypatch):
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| 2x2 s2 | contiguous |" in text
+    assert "| 2x2 s2 | contiguous |" in POOL.held(text)
+    assert CONV.held(text) == CONV.made([])
+    assert f"{readme.END}\nbetween\n{CONV.start}" in text
     assert CliRunner().invoke(readme.main, ["--check"]).exit_code == 0
