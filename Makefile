@@ -37,6 +37,7 @@ results: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	mkdir -p bench/results
 	$(BIN)/fastpool bench pool --resume --json bench/results
+	$(BIN)/fastpool bench conv --resume --json bench/results
 	$(MAKE) readme
 
 readme: setup
