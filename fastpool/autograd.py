@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from . import backend
+from . import backend, convolution
 from .backend import Call, Pooling
+from .convolution import Call as ConvolutionCall
+from .convolution import Convolution, Epilogue
 from .window import Window
 
 
@@ -182,6 +184,69 @@ class MaxUnpoolBackward(torch.autograd.Function):
         zeros = ggx.new_zeros((*ggx.shape[:-rank], math.prod(ctx.sizes)))
         summed = zeros.scatter_add(-1, indices.flatten(-rank), ggx.flatten(-rank))
         return summed.unflatten(-1, ctx.sizes), None, None, None
+
+
+class Convolve(torch.autograd.Function):
+    """y; saves x and the weights, and y where an activation follows, whose slope is told from it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, op: Convolution, after: Epilogue | None
+    ) -> torch.Tensor:
+        y = convolution.forward(x, weight, bias, op, after)
+        ctx.op, ctx.after = op, after
+        ctx.save_for_backward(x, weight, y if after else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: torch.Tensor) -> Any:
+        x, weight, y = ctx.saved_tensors
+        here = convolution.called(ctx.op, x, weight)
+        if ctx.after:
+            slope = _on_tensors(ctx.after.activation.slope)
+            gy = gy * slope(y.detach(), ctx.after.parameters)
+        needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
+        gx = ConvolveInput.apply(gy, weight, None, here) if needs_x else None
+        gw = ConvolveWeight.apply(gy, x, here) if needs_w else None
+        gb = gy.sum([axis for axis in range(gy.dim()) if axis != gy.dim() - ctx.op.rank - 1]) if needs_b else None
+        return gx, gw, gb, None, None
+
+
+class ConvolveInput(torch.autograd.Function):
+    """gx, linear in gy and in the weights; with a bias, transposed convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: ConvolutionCall) -> torch.Tensor:
+        ctx.here = here
+        ctx.save_for_backward(gy, weight)
+        return convolution.input_gradient(gy, weight, bias, here)
+
+    @staticmethod
+    def backward(ctx: Any, ggx: torch.Tensor) -> Any:
+        (gy, weight), op = ctx.saved_tensors, ctx.here.op
+        needs_gy, needs_w, needs_b, _ = ctx.needs_input_grad
+        to_gy = Convolve.apply(ggx, weight, None, op, None) if needs_gy else None
+        to_w = ConvolveWeight.apply(gy, ggx, convolution.called(op, ggx, weight)) if needs_w else None
+        to_b = ggx.sum([axis for axis in range(ggx.dim()) if axis != ggx.dim() - op.rank - 1]) if needs_b else None
+        return to_gy, to_w, to_b, None
+
+
+class ConvolveWeight(torch.autograd.Function):
+    """gw, linear in gy and in x."""
+
+    @staticmethod
+    def forward(ctx: Any, gy: torch.Tensor, x: torch.Tensor, here: ConvolutionCall) -> torch.Tensor:
+        ctx.here = here
+        ctx.save_for_backward(gy, x)
+        return convolution.weight_gradient(gy, x, here)
+
+    @staticmethod
+    def backward(ctx: Any, ggw: torch.Tensor) -> Any:
+        (gy, x), op = ctx.saved_tensors, ctx.here.op
+        needs_gy, needs_x, _ = ctx.needs_input_grad
+        to_gy = Convolve.apply(x, ggw, None, op, None) if needs_gy else None
+        to_x = ConvolveInput.apply(gy, ggw, None, convolution.called(op, x, ggw)) if needs_x else None
+        return to_gy, to_x, None
 
 
 # ``apply`` for callers that have refused torch.func's transforms: what it does beside C's for those is 2.4 us of 8.

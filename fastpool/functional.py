@@ -1,4 +1,5 @@
-"""Pooling functions under torch.nn.functional's names, orders and defaults; what torch lacks is keyword-only or a function of its own.
+"""Pooling and convolution under torch.nn.functional's names, orders and defaults; what torch lacks is keyword-only or a function of its
+own.
 
 Each exists for one, two and three spatial axes (``max_pool1d``, ``max_pool2d``, ``max_pool3d``).  Those of the pooling types whose file in
 kernels/pool says how they are called (``Face``) are made from it: max, min, l2 and whatever is added there.
@@ -37,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
-from . import backend, library, tiny
-from .autograd import run_selecting, run_summing, run_unpool
+from . import backend, convolution, library, tiny
+from .autograd import Convolve, ConvolveInput, run_selecting, run_summing, run_unpool
 from .backend import Pooling
 from .kernels.pool import KINDS
 from .window import WORDS, adaptive, check_shape, ints, window
@@ -515,6 +516,158 @@ def _unpooled_size(caller: str, sizes: Any, kernel: Any, stride: Any, padding: A
     return found
 
 
+def _convolution(caller: str, rank: int) -> Function:
+    """torch's signature; what torch lacks is keyword-only."""
+
+    def convolve(
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        affine: tuple[torch.Tensor, torch.Tensor] | None = None,
+        after: Any = None,
+    ) -> torch.Tensor:
+        op = convolution.request(caller, rank, stride, padding, dilation, groups)
+        return convolved(input, weight, bias, op, affine, after)
+
+    words = WORDS[rank]
+    convolve.__doc__ = f"""Convolution (cross-correlation) over {words.axes}, direct: no im2col, and no copy of the input but panels of it
+    that fit a cache.
+
+    Shapes: input {words.shapes}; weight (out_channels, C / groups, *kernel_size); bias (out_channels,); output with
+    out_channels and out = floor((size + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1 along each axis.  ``padding``
+    may be "valid" (0) or "same" (as many outputs as inputs; stride 1).
+    Dtypes: float32, float64; bfloat16 and float16 are computed in float32 and rounded once.  All tensors must share one.
+    Layouts: contiguous and channels_last run as they lie; the output keeps the input's memory format.
+
+    Not in torch: ``affine`` = (scale, shift), each (out_channels,), makes of each result r of a channel scale * r + shift, as a folded
+    batch-norm; ``after`` is an activation of that: "relu", "relu6", "leaky_relu" or such a module of torch.nn.  Both cost no pass over
+    memory; the scale is multiplied into the weights as they are packed.  Where a gradient of the affine's or through it is asked
+    for, the steps are taken one by one.
+
+    Weights are packed at each call; a module (fastpool.nn.Conv{rank}d) keeps them packed.
+    Errors: RuntimeError for what does not fit, with the sizes; NotImplementedError for a dtype or device without kernels.
+    Gradients of any order; backward is deterministic, whatever the number of threads.
+    """
+    return convolve
+
+
+def convolved(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    op: convolution.Convolution,
+    affine: Any = None,
+    after: Any = None,
+    kept: convolution.Kept | None = None,
+) -> torch.Tensor:
+    """The convolution of checked tensors, through autograd where a gradient will be asked for; ``kept``: a module's packed weights."""
+    epilogue = convolution.epilogue(op.caller, after)
+    scale, shift = _checked_affine(op.caller, weight, affine)
+    tensors = [t for t in (input, weight, bias, scale, shift) if t is not None]
+    for t, name in ((input, "input"), (weight, "weight"), (bias, "bias")):
+        if t is not None and not isinstance(t, torch.Tensor):
+            raise TypeError(f"{op.caller}: {name} must be a Tensor, got {type(t).__name__}")
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        cast = [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+        given = iter(cast)
+        input, weight = next(given), next(given)
+        bias, scale, shift = (t if t is None else next(given) for t in (bias, scale, shift))
+        tensors = cast
+    _check_alike(op.caller, tensors, weight, bias)
+    if any(map(_has_no_memory, tensors)):
+        y = library.convolve(input, weight, bias, op)
+        return _stepwise(y, op, scale, shift, epilogue)
+    for t in tensors:
+        _refuse_transforms(op.caller, t)
+    input, weight = backend.materialised(input), backend.materialised(weight)
+    bias, scale, shift = (t if t is None else backend.materialised(t) for t in (bias, scale, shift))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if scale is None:
+            return Convolve.apply(input, weight, bias, op, epilogue)
+        return _stepwise(Convolve.apply(input, weight, bias, op, None), op, scale, shift, epilogue)
+    if scale is not None:
+        assert shift is not None
+        bias = shift if bias is None else torch.addcmul(shift, bias, scale)
+    return convolution.forward(input, weight, bias, op, epilogue, scale, kept)
+
+
+def _checked_affine(caller: str, weight: torch.Tensor, affine: Any) -> tuple[Any, Any]:
+    if affine is None:
+        return None, None
+    if not (isinstance(affine, tuple) and len(affine) == 2 and all(isinstance(t, torch.Tensor) for t in affine)):
+        raise TypeError(f"{caller}: affine must be a tuple of two tensors, (scale, shift), got {affine!r}")
+    for t in affine:
+        if tuple(t.shape) != tuple(weight.shape[:1]):
+            raise RuntimeError(f"{caller}: affine's tensors must be of shape {tuple(weight.shape[:1])}, got {tuple(t.shape)}")
+    return affine
+
+
+def _check_alike(caller: str, tensors: list[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """RuntimeError unless all are of one dtype and device, and the bias fits."""
+    for t in tensors[1:]:
+        if t.dtype != tensors[0].dtype:
+            raise RuntimeError(f"{caller}: input is {tensors[0].dtype}, weight or bias {t.dtype}; all must be of one dtype")
+        if t.device != tensors[0].device:
+            raise RuntimeError(f"{caller}: input is on {tensors[0].device}, weight or bias on {t.device}; all must be on one device")
+    if bias is not None and tuple(bias.shape) != tuple(weight.shape[:1]):
+        raise RuntimeError(f"{caller}: expected a bias of shape {tuple(weight.shape[:1])}, as the weight's, got {tuple(bias.shape)}")
+
+
+def _stepwise(y: torch.Tensor, op: convolution.Convolution, scale: Any, shift: Any, epilogue: Any) -> torch.Tensor:
+    """The epilogue by torch's operations."""
+    if scale is not None:
+        shape = (-1, *(1,) * op.rank)
+        y = y * scale.view(shape) + shift.view(shape)
+    return getattr(torch.nn.functional, epilogue.name)(y, *epilogue.parameters) if epilogue else y
+
+
+def _transposed(caller: str, rank: int) -> Function:
+    def convolve_transposed(
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> torch.Tensor:
+        op = convolution.request(caller, rank, stride, padding, dilation, groups)
+        more = ints(caller, "output_padding", output_padding, rank)
+        for t, name in ((input, "input"), (weight, "weight")):
+            if not isinstance(t, torch.Tensor):
+                raise TypeError(f"{caller}: {name} must be a Tensor, got {type(t).__name__}")
+        shape = convolution.transposed_shape(op, tuple(input.shape), tuple(weight.shape), more)
+        tensors = [t for t in (input, weight, bias) if t is not None]
+        for t in tensors:
+            if _has_no_memory(t):
+                raise NotImplementedError(f"{caller}: not under torch.compile yet; torch.nn.functional's works there")
+            _refuse_transforms(caller, t)
+        _check_alike(caller, tensors, weight, None)
+        if bias is not None and tuple(bias.shape) != (shape[-rank - 1],):
+            raise RuntimeError(f"{caller}: expected a bias of shape {(shape[-rank - 1],)}, got {tuple(bias.shape)}")
+        input, weight = backend.materialised(input), backend.materialised(weight)
+        bias = bias if bias is None else backend.materialised(bias)
+        here = convolution.transposed_call(op, shape, input, weight)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return ConvolveInput.apply(input, weight, bias, here)
+        return convolution.input_gradient(input, weight, bias, here)
+
+    convolve_transposed.__doc__ = f"""Transposed convolution: the gradient of conv{rank}d by its input, as an operation of its own.
+
+    Shapes: input {WORDS[rank].shapes}; weight (C, out_channels / groups, *kernel_size); output sizes
+    (size - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1.
+    Dtypes, layouts, errors and gradients: as conv{rank}d.
+    """
+    return convolve_transposed
+
+
 for _kind in KINDS.values():
     if _kind.face:
         _published(_windowed, f"{_kind.face.stem}_pool{{n}}d", _kind)
@@ -528,6 +681,8 @@ _published(_adaptive, "adaptive_avg_pool{n}d", KINDS["avg"])
 _published(_lp, "lp_pool{n}d")
 _published(_stochastic, "stochastic_pool{n}d")
 _published(_unpool, "max_unpool{n}d")
+_published(_convolution, "conv{n}d")
+_published(_transposed, "conv_transpose{n}d")
 __all__.sort()
 
 if TYPE_CHECKING:

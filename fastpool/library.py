@@ -1,4 +1,5 @@
-"""Pooling as torch.library operators: for tensors that only stand for one, under torch.compile, torch.export and in a FakeTensorMode.
+"""Pooling and convolution as torch.library operators: for tensors that only stand for one, under torch.compile, torch.export and in a
+FakeTensorMode.
 
 ``fastpool::pool`` and its backward serve every kind; a reduction goes by its name, a window as a list of ints.  A call costs
 more than the eager path's, so functional.py comes here only where it must.  The gradient is first order: torch.compile knows no other.
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 
-from . import autograd, backend
+from . import autograd, backend, convolution
 from .backend import Pooling
+from .convolution import Convolution
 from .window import Adaptive, Window
 
 _OPERATION = "str kind, int rank, int[] window, float[] parameters, bool include_pad, int divisor"
@@ -25,6 +27,13 @@ torch.library.define(
 torch.library.define("fastpool::flat_positions", f"(Tensor taps, Tensor x, {_OPERATION}) -> Tensor")
 torch.library.define("fastpool::unpool", "(Tensor x, Tensor indices, SymInt[] sizes) -> Tensor")
 torch.library.define("fastpool::unpool_backward", "(Tensor gy, Tensor indices, int rank) -> Tensor")
+
+
+_CONVOLUTION = "int rank, int[] stride, int[] padding, bool same, int[] dilation, int groups"
+
+torch.library.define("fastpool::convolve", f"(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}) -> Tensor")
+torch.library.define("fastpool::convolve_input", f"(Tensor gy, Tensor x, Tensor weight, {_CONVOLUTION}) -> Tensor")
+torch.library.define("fastpool::convolve_weight", f"(Tensor gy, Tensor x, Tensor weight, {_CONVOLUTION}) -> Tensor")
 
 
 def pool(x: torch.Tensor, op: Pooling, saves: bool, seed: int, p: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,3 +189,66 @@ def _unpool_gradient(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, .
 
 
 torch.library.register_autograd("fastpool::unpool", _unpool_gradient, setup_context=_unpool_context)
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, op: Convolution) -> torch.Tensor:
+    """``convolution.forward`` through the operator."""
+    padding, same = ([0] * op.rank, True) if isinstance(op.padding, str) else (list(op.padding), False)
+    return torch.ops.fastpool.convolve(x, weight, bias, op.rank, list(op.stride), padding, same, list(op.dilation), op.groups)
+
+
+def _convolution(rank: int, stride: Any, padding: Any, same: bool, dilation: Any, groups: int) -> Convolution:
+    pad = "same" if same else tuple(padding)
+    return convolution.request(f"conv{rank}d", rank, tuple(stride), pad, tuple(dilation), groups)
+
+
+@torch.library.impl("fastpool::convolve", "cpu")
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: Any, *asked: Any) -> torch.Tensor:
+    return convolution.forward(x, weight, bias, _convolution(*asked))
+
+
+@torch.library.register_fake("fastpool::convolve")
+def _convolve_fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *asked: Any) -> torch.Tensor:
+    op = _convolution(*asked)
+    rank = op.rank
+    out = (*x.shape[: -rank - 1], weight.shape[0], *op.output_size(x.shape[-rank:], weight.shape[2:]))
+    return backend.empty(x, out, backend.dense_strides(out, rank, bool(backend.channels_last(x.shape, x.stride(), rank))))
+
+
+@torch.library.impl("fastpool::convolve_input", "cpu")
+def _convolve_input(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
+    return convolution.input_gradient(gy, weight, None, convolution.called(_convolution(*asked), x, weight))
+
+
+@torch.library.register_fake("fastpool::convolve_input")
+def _convolve_input_fake(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
+    rank = asked[0]
+    return backend.empty(x, x.shape, backend.dense_strides(x.shape, rank, bool(backend.channels_last(x.shape, x.stride(), rank))))
+
+
+@torch.library.impl("fastpool::convolve_weight", "cpu")
+def _convolve_weight(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
+    return convolution.weight_gradient(gy, x, convolution.called(_convolution(*asked), x, weight))
+
+
+@torch.library.register_fake("fastpool::convolve_weight")
+def _convolve_weight_fake(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
+    return backend.empty(weight, weight.shape, convolution.gradient_strides(weight.shape, weight.stride(), asked[0]))
+
+
+def _convolve_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, _, *ctx.asked = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _convolve_gradient(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_w, needs_b = ctx.needs_input_grad[:3]
+    gx = torch.ops.fastpool.convolve_input(gy, x, weight, *ctx.asked) if needs_x else None
+    gw = torch.ops.fastpool.convolve_weight(gy, x, weight, *ctx.asked) if needs_w else None
+    channels = gy.dim() - ctx.asked[0] - 1
+    gb = gy.sum([axis for axis in range(gy.dim()) if axis != channels]) if needs_b else None
+    return gx, gw, gb, *[None] * len(ctx.asked)
+
+
+torch.library.register_autograd("fastpool::convolve", _convolve_gradient, setup_context=_convolve_context)

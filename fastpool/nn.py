@@ -1,5 +1,5 @@
-"""Pooling modules: torch.nn's own classes with fastpool's forward where torch has one, so that isinstance, repr, state_dict and
-constructors are torch's; and the ones torch lacks.  Each exists for one, two and three spatial axes.
+"""Pooling and convolution modules: torch.nn's own classes with fastpool's forward where torch has one, so that isinstance, repr,
+state_dict and constructors are torch's; and the ones torch lacks.  Each exists for one, two and three spatial axes.
 
 Shapes, dtypes, layouts and errors: see ``fastpool.functional``.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from . import convolution
 from . import functional as F
 from .kernels.pool import KINDS
 from .window import WORDS
@@ -193,6 +194,30 @@ def _of_face(kind: Any) -> None:
         _published(f"Adaptive{face.title}Pool{{n}}d", f"adaptive_{face.stem}_pool{{n}}d", base)
 
 
+def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, Any]]:
+    """torch's class, which keeps packed weights; ``after``, keyword-only, is the function's."""
+    base = getattr(nn, f"Conv{rank}d")
+
+    def __init__(self: Any, *args: Any, after: Any = None, **more: Any) -> None:  # noqa: N807
+        convolution.epilogue(f"Conv{rank}d", after)
+        base.__init__(self, *args, **more)
+        self.after = after
+
+    def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        op = convolution.request(function.__name__, rank, self.stride, padding, self.dilation, self.groups)
+        kept = None if torch.compiler.is_compiling() else vars(self).setdefault("_kept", convolution.Kept())
+        return F.convolved(input, weight, bias, op, None, self.after, kept)
+
+    def extra_repr(self: Any) -> str:
+        return base.extra_repr(self) + (f", after={self.after!r}" if self.after is not None else "")
+
+    members = {"after": None, "__init__": __init__, "_conv_forward": _conv_forward, "extra_repr": extra_repr}
+    return base, members
+
+
 for _kind in KINDS.values():
     if _kind.face:
         _of_face(_kind)
@@ -202,6 +227,7 @@ _published("AdaptiveAvgPool{n}d", "adaptive_avg_pool{n}d", _like("AdaptiveAvgPoo
 _published("LPPool{n}d", "lp_pool{n}d", _like("LPPool{n}d", _norm))
 _published("StochasticPool{n}d", "stochastic_pool{n}d", _of(_StochasticPool))
 _published("MaxUnpool{n}d", "max_unpool{n}d", _like("MaxUnpool{n}d", _unpool))
+_published("Conv{n}d", "conv{n}d", _convolving)
 __all__.sort()
 
 if TYPE_CHECKING:

@@ -97,6 +97,12 @@ def pack(*values):
     return packer(len(values))(*values)
 
 
+def share(jobs, threads):
+    """(threads that take part, jobs of each but the last) of a ``launch``: job j is done by the thread j // share(...)[1]."""
+    threads = max(1, min(threads, jobs, numba.config.NUMBA_NUM_THREADS))
+    return threads, -(-jobs // threads)
+
+
 def launch(worker, jobs, args, threads=1):
     """Run jobs 0..jobs-1 of a worker on up to ``threads`` threads; args are packed.
 
@@ -106,14 +112,14 @@ def launch(worker, jobs, args, threads=1):
         worker.call(args, 0, jobs)
         return
     run, several = _driver()
-    threads = min(threads, jobs, numba.config.NUMBA_NUM_THREADS)
+    threads, grain = share(jobs, threads)
     if several:
-        _run(run, worker.address, args, jobs, threads)
+        _run(run, worker.address, args, jobs, threads, grain)
     else:
         with _lock:
-            _run(run, worker.address, args, jobs, threads)
+            _run(run, worker.address, args, jobs, threads, grain)
 
 
-def _run(run, address, args, jobs, threads):
+def _run(run, address, args, jobs, threads, grain):
     numba.set_num_threads(threads)
-    run(address, np.frombuffer(bytearray(args), np.int64), jobs, -(-jobs // threads))
+    run(address, np.frombuffer(bytearray(args), np.int64), jobs, grain)

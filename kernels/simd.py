@@ -410,20 +410,27 @@ def load_masked(tyctx, x, offset, mask, fill):
         return fill(x, types.int64, mask, fill), codegen
 
 
-@intrinsic
-def prefetch(tyctx, x, offset):
-    """Ask for the cache line of x[offset]; any offset, read or not, mapped or not."""
+def _asking(writes):
+    @intrinsic
+    def ask(tyctx, x, offset):
+        def codegen(ctx, b, sig, args):
+            address = b.bitcast(_at(b, args[0], args[1]), ir.IntType(8).as_pointer())
+            function = b.module.globals.get("llvm.prefetch.p0")
+            if function is None:
+                kind = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
+                function = ir.Function(b.module, kind, "llvm.prefetch.p0")
+            b.call(function, [address, ir.Constant(I32, writes), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+            return ctx.get_dummy_value()
 
-    def codegen(ctx, b, sig, args):
-        address = b.bitcast(_at(b, args[0], args[1]), ir.IntType(8).as_pointer())
-        function = b.module.globals.get("llvm.prefetch.p0")
-        if function is None:
-            kind = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
-            function = ir.Function(b.module, kind, "llvm.prefetch.p0")
-        b.call(function, [address, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-        return ctx.get_dummy_value()
+        return types.void(x, types.int64), codegen
 
-    return types.void(x, types.int64), codegen
+    return ask
+
+
+prefetch = _asking(0)
+"""(x, offset): ask for the cache line of x[offset]; any offset, read or not, mapped or not."""
+prefetch_to_write = _asking(1)
+"""The same, to write to it."""
 
 
 @intrinsic
@@ -1058,6 +1065,13 @@ def pointer(tyctx, args, k, dtype):
         return b.inttoptr(b.load(_at(b, values[0], values[1])), ctx.get_value_type(result))
 
     return result(args, types.int64, dtype), codegen
+
+
+@intrinsic
+def pointer_at(tyctx, address, dtype):
+    """An address as a typed pointer."""
+    result = types.CPointer(dtype.dtype)
+    return result(types.int64, dtype), lambda ctx, b, sig, args: b.inttoptr(args[0], ctx.get_value_type(result))
 
 
 @intrinsic

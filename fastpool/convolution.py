@@ -1,0 +1,441 @@
+"""Direct convolution between tensors and kernels: what is asked for, what it allocates, who runs it.
+
+Nothing here reads or writes an element of a tensor.  As for pooling (backend.py), what depends on shapes and strides alone is worked out
+once, as a ``Call``.  Kernels see five axes, (N, C, D, H, W), always.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from . import backend, runtime
+from .window import LARGEST, WORDS, Ints, ints
+
+_BACKENDS = {"cpu": "fastpool.kernels.cpu.convolution"}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution, apart from the tensors."""
+
+    caller: str
+    """The public function's name: what an error starts with."""
+    rank: int
+    stride: Ints
+    padding: Ints | str
+    """Of both sides, or "same": the smaller half comes before."""
+    dilation: Ints
+    groups: int
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.caller, self.rank, self.stride, self.padding, self.dilation, self.groups))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def before_and_after(self, kernel_size: Ints) -> tuple[Ints, Ints]:
+        """Padding on each side."""
+        if isinstance(self.padding, str):
+            total = tuple(d * (k - 1) for k, d in zip(kernel_size, self.dilation, strict=True))
+            return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        return self.padding, self.padding
+
+    def output_size(self, sizes: Ints, kernel_size: Ints) -> Ints:
+        """floor((size + padding - dilation * (kernel_size - 1) - 1) / stride) + 1"""
+        low, high = self.before_and_after(kernel_size)
+        extent = (d * (k - 1) + 1 for k, d in zip(kernel_size, self.dilation, strict=True))
+        return tuple((n + a + b - e) // s + 1 for n, a, b, e, s in zip(sizes, low, high, extent, self.stride, strict=True))
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def asked(caller: str, rank: int, stride: Any, padding: Any, dilation: Any, groups: Any) -> Convolution:
+    """The convolution that a user asked ``caller`` for, checked; RuntimeError or TypeError as torch."""
+    step, spread = ints(caller, "stride", stride, rank), ints(caller, "dilation", dilation, rank)
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise RuntimeError(f"{caller}: padding must be ints, 'same' or 'valid', got {padding!r}")
+        if padding == "same" and set(step) != {1}:
+            raise RuntimeError(f"{caller}: padding='same' needs stride 1, got {step}")
+        pad: Ints | str = "same" if padding == "same" else (0,) * rank
+    else:
+        pad = ints(caller, "padding", padding, rank)
+        if min(pad) < 0:
+            raise RuntimeError(f"{caller}: padding must be at least 0, got {pad}")
+    for name, values in (("stride", step), ("dilation", spread)):
+        if min(values) < 1:
+            raise RuntimeError(f"{caller}: {name} must be at least 1, got {values}")
+    if type(groups) is not int or groups < 1:
+        raise RuntimeError(f"{caller}: groups must be an int of at least 1, got {groups!r}")
+    return Convolution(caller, rank, step, pad, spread, groups)
+
+
+def request(caller: str, rank: int, stride: Any, padding: Any, dilation: Any, groups: Any) -> Convolution:
+    """``asked``, of arguments that may have no hash."""
+    values = (tuple(v) if isinstance(v, (list, torch.Size)) else v for v in (stride, padding, dilation))
+    if torch.compiler.is_compiling():
+        return asked.__wrapped__(caller, rank, *values, groups)
+    return asked(caller, rank, *values, groups)
+
+
+class Epilogue(NamedTuple):
+    """What a kernel does to each result before it is stored."""
+
+    activation: Any
+    parameters: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return self.activation.name
+
+
+@functools.lru_cache(maxsize=64)
+def _named(caller: str, name: str, parameters: tuple[float, ...]) -> Epilogue:
+    from .kernels.activation import ACTIVATIONS
+
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{caller}: after must be one of {', '.join(ACTIVATIONS)}, or such a module of torch.nn, got {name!r}")
+    activation = ACTIVATIONS[name]
+    values = parameters or tuple(activation.defaults.values())
+    wrong = activation.refuse and activation.refuse(*values)
+    if wrong:
+        raise ValueError(f"{caller}: {wrong}")
+    return Epilogue(activation, values)
+
+
+def epilogue(caller: str, after: Any) -> Epilogue | None:
+    """The ``after=`` of a user: a name, or a module of torch.nn."""
+    slope: Any = getattr(after, "negative_slope", None)
+    if after is None:
+        return None
+    if isinstance(after, str):
+        return _named(caller, after, ())
+    for kind, name in ((torch.nn.ReLU6, "relu6"), (torch.nn.ReLU, "relu"), (torch.nn.LeakyReLU, "leaky_relu")):
+        if type(after) is kind:
+            return _named(caller, name, (float(slope),) if name == "leaky_relu" else ())
+    raise TypeError(f"{caller}: after must be a name or a torch.nn.ReLU, ReLU6 or LeakyReLU, got {type(after).__name__}")
+
+
+@dataclass(eq=False)
+class Call:
+    """What is known of a convolution of tensors of one shape, strides and dtype."""
+
+    op: Convolution
+    shape: Ints
+    weight_shape: Ints
+    weight_strides: Ints
+    strides: Ints
+    """As kernels read x: of the tensor itself, or of its copy."""
+    copies: bool
+    """Neither the last axis nor the channels are dense."""
+    last: bool
+    """channels_last"""
+    out: Ints
+    out_strides: Ints
+    geometry: Any
+    kernels: Any
+
+    @functools.cached_property
+    def dense(self) -> Ints:
+        """The strides of a gradient of the input."""
+        return backend.dense_strides(self.shape, self.op.rank, self.last)
+
+    @functools.cached_property
+    def empty(self) -> bool:
+        return 0 in self.out or 0 in self.shape
+
+    def forward(self, after: Epilogue | None) -> Any:
+        return self.kernels.forward(self.geometry, after and after.activation)
+
+    @functools.cached_property
+    def input_gradient(self) -> Any:
+        return self.kernels.input_gradient(self.geometry)
+
+    @functools.cached_property
+    def weight_gradient(self) -> Any:
+        return self.kernels.weight_gradient(self.geometry)
+
+
+def _fits(op: Convolution, shape: Ints, weight: Ints) -> Ints:
+    """The output's sizes; RuntimeError for what does not fit."""
+    caller, rank = op.caller, op.rank
+    words = WORDS[rank]
+    axes = words.shapes.replace("(C", "(out_channels, in_channels / groups").split(" or ")[0]
+    if len(weight) != rank + 2:
+        raise RuntimeError(f"{caller}: expected a weight of {rank + 2} dimensions, {axes}, got {len(weight)}: {weight}")
+    if len(shape) not in (rank + 1, rank + 2):
+        raise RuntimeError(f"{caller}: expected a {words.shapes} input, got {len(shape)} dimensions: {shape}")
+    channels, outputs, inputs = shape[-rank - 1], *weight[:2]
+    if min(weight) < 1:
+        raise RuntimeError(f"{caller}: a weight must not be empty, got {weight}")
+    if outputs % op.groups:
+        raise RuntimeError(f"{caller}: groups={op.groups} does not divide the {outputs} output channels of a weight of {weight}")
+    if channels != inputs * op.groups:
+        raise RuntimeError(
+            f"{caller}: a weight of {weight} with groups={op.groups} takes {inputs * op.groups} channels, the input {shape} has {channels}"
+        )
+    sizes, kernel = shape[-rank:], weight[2:]
+    out = op.output_size(sizes, kernel)
+    if min(out) < 1:
+        low, high = op.before_and_after(kernel)
+        padded = tuple(n + a + b for n, a, b in zip(sizes, low, high, strict=True))
+        what = f"kernel_size {kernel}"
+        if max(op.dilation) > 1:
+            what += f" dilated by {op.dilation}"
+        raise RuntimeError(f"{caller}: {what} is larger than the padded input {padded}: the output would be {out}")
+    if max(*sizes, *out) > LARGEST:
+        raise RuntimeError(f"{caller}: {words.axes} must be below 2**31, got {sizes}")
+    return out
+
+
+def _on_three_axes(values: Ints, missing: int) -> Ints:
+    return (missing,) * (3 - len(values)) + values
+
+
+@functools.lru_cache(maxsize=2048)
+def call(op: Convolution, shape: Ints, strides: Ints, weight: Ints, weight_strides: Ints, dtype: torch.dtype, device: torch.device) -> Call:
+    """What there is to know of such tensors; RuntimeError or NotImplementedError for what cannot be convolved."""
+    from .kernels.pool import FLOATS
+
+    rank, shape, weight = op.rank, tuple(shape), tuple(weight)
+    out = _fits(op, shape, weight)
+    kernels = backend.kernels_for(device, dtype, op.caller, FLOATS, _BACKENDS)
+    last = backend.channels_last(shape, strides, rank)
+    copies = last is None
+    if copies:
+        strides = backend.dense_strides(shape, rank, False)
+    layout = backend.five_axes(shape, tuple(strides), rank, bool(last))
+    step_o, step_i, *steps = weight_strides
+    full = (*shape[: -rank - 1], weight[0], *out)
+    geometry = kernels.Geometry(
+        dtype=backend.name_of(dtype),
+        shape=layout.shape,
+        strides=layout.strides,
+        channels_last=bool(last),
+        weight_shape=(*weight[:2], *_on_three_axes(weight[2:], 1)),
+        weight_strides=(step_o, step_i, *_on_three_axes(tuple(steps), 0)),
+        groups=op.groups,
+        stride=_on_three_axes(op.stride, 1),
+        padding=_on_three_axes(op.before_and_after(weight[2:])[0], 0),
+        dilation=_on_three_axes(op.dilation, 1),
+        out=_on_three_axes(out, 1),
+    )
+    out_strides = backend.dense_strides(full, rank, bool(last))
+    return Call(op, shape, weight, tuple(weight_strides), tuple(strides), copies, bool(last), full, out_strides, geometry, kernels)
+
+
+def called(op: Convolution, x: torch.Tensor, weight: torch.Tensor) -> Call:
+    return call(op, x.shape, x.stride(), weight.shape, weight.stride(), x.dtype, x.device)
+
+
+_free: list[torch.Tensor] = []
+_guard = threading.Lock()
+
+
+@contextmanager
+def _scratch(size: int, device: torch.device) -> Iterator[int]:
+    """The address of so many bytes, kept from call to call: fresh memory would cost page faults, 1 to 12 us each."""
+    with _guard:
+        found = next((i for i, t in enumerate(_free) if t.numel() >= size), None)
+        block = _free.pop(found) if found is not None else None
+    if block is None:
+        block = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+    try:
+        yield block.data_ptr()
+    finally:
+        with _guard:
+            _free.append(block)
+            _free.sort(key=torch.Tensor.numel)
+            del _free[:-_KEPT]
+
+
+_KEPT = 4
+"""Scratch blocks that are kept: one for each Python thread that convolves at a time, a few of them."""
+
+
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _elements(like: torch.Tensor, count: int) -> torch.Tensor:
+    """Uninitialised numbers of the dtype that is computed in."""
+    return like.new_empty(count, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def packed(plan: Any, weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Weights (each output channel's times its scale) and biases as ``plan`` reads them."""
+    found = _elements(weight, plan.packed)
+    plan.pack(found.data_ptr(), weight.data_ptr(), _address(bias), _address(scale), runtime.threads() if plan.parallel else 1)
+    return found
+
+
+class Kept:
+    """Packed weights of a module, until a parameter is another tensor, is changed in place, or is needed in another form.
+
+    An in-place change raises a tensor's version; what is done to ``parameter.data`` does not, so SAMPLES of its numbers are compared
+    too.
+    """
+
+    SAMPLES = 32
+    FORMS = 4
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[Any, Any, torch.Tensor]] = {}
+
+    def __deepcopy__(self, memo: Any) -> Kept:
+        return Kept()
+
+    def __reduce__(self) -> Any:
+        return Kept, ()
+
+    def get(self, plan: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        tensors = [t for t in (weight, bias) if t is not None]
+        if any(t.is_inference() for t in tensors):
+            return packed(plan, weight, bias)
+        key = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
+        known = self._found.get(plan.form)
+        if known is not None and known[0] == key and known[1] == _samples(tensors):
+            return known[2]
+        while len(self._found) >= self.FORMS:
+            del self._found[next(iter(self._found))]
+        found = packed(plan, weight, bias)
+        self._found[plan.form] = (key, _samples(tensors), found)
+        return found
+
+
+def _samples(tensors: Sequence[torch.Tensor]) -> bytes:
+    with torch.no_grad():
+        found = [t.detach().as_strided((min(t.numel(), Kept.SAMPLES),), (_step(t),)) for t in tensors]
+        return b"".join(t.view(torch.uint8 if t.dtype.itemsize == 1 else _BITS[t.dtype.itemsize]).numpy().tobytes() for t in found)
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _step(t: torch.Tensor) -> int:
+    """Between samples: a dense tensor's storage is spanned; of another, what lies before its end."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return max(1, last // max(1, min(t.numel(), Kept.SAMPLES) - 1))
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    op: Convolution,
+    after: Epilogue | None = None,
+    scale: torch.Tensor | None = None,
+    kept: Kept | None = None,
+) -> torch.Tensor:
+    """y in x's layout."""
+    here = called(op, x, weight)
+    if here.copies:
+        x = x.contiguous()
+    y = backend.empty(x, here.out, here.out_strides)
+    if here.empty:
+        return y
+    plan = here.forward(after)
+    ready = kept.get(plan, weight, bias) if kept is not None and scale is None else packed(plan, weight, bias, scale)
+    threads = runtime.threads() if plan.parallel else 1
+    more = tuple(here.kernels.bits(value, _computed(x.dtype)) for value in after.parameters) if after else ()
+    with _scratch(threads * plan.panel, x.device) as panels:
+        plan.run(x.data_ptr(), ready.data_ptr(), y.data_ptr(), panels, threads, *more)
+    return y
+
+
+def _computed(dtype: torch.dtype) -> str:
+    return "float64" if dtype == torch.float64 else "float32"
+
+
+def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call) -> torch.Tensor:
+    """gx, dense in the call's layout; ``bias``, if given, is added to each channel (as transposed convolution does)."""
+    gx = backend.empty(gy, here.shape, here.dense)
+    if gx.numel() == 0:
+        return gx
+    gy = backend.restride(backend.materialised(gy), here.out_strides)
+    plan = here.input_gradient
+    threads = runtime.threads() if plan.parallel else 1
+    ready = packed(plan, weight, bias)
+    with _scratch(threads * plan.panel, gy.device) as panels:
+        plan.run(gy.data_ptr(), ready.data_ptr(), gx.data_ptr(), panels, threads)
+    return gx
+
+
+def transposed_shape(op: Convolution, shape: Ints, weight: Ints, more: Ints) -> Ints:
+    """The output's shape of a transposed convolution of an input of ``shape``; RuntimeError for what does not fit."""
+    caller, rank = op.caller, op.rank
+    if len(weight) != rank + 2 or len(shape) not in (rank + 1, rank + 2):
+        raise RuntimeError(
+            f"{caller}: expected an input of {WORDS[rank].shapes} and a weight of {rank + 2} dimensions, got {shape}, {weight}"
+        )
+    if isinstance(op.padding, str):
+        raise RuntimeError(f"{caller}: padding must be ints, got {op.padding!r}")
+    if shape[-rank - 1] != weight[0] or weight[0] % op.groups or min(weight) < 1:
+        raise RuntimeError(
+            f"{caller}: a weight of {weight} with groups={op.groups} takes {weight[0]} channels, the input {shape} has others"
+        )
+    if any(not 0 <= extra < max(s, d) for extra, s, d in zip(more, op.stride, op.dilation, strict=True)):
+        raise RuntimeError(f"{caller}: output_padding {more} must be smaller than stride {op.stride} or dilation {op.dilation}")
+    sizes = tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+        for n, s, p, d, k, extra in zip(shape[-rank:], op.stride, op.padding, op.dilation, weight[2:], more, strict=True)
+    )
+    if min(sizes) < 1:
+        raise RuntimeError(f"{caller}: the output of an input {shape} would be {sizes}")
+    return (*shape[: -rank - 1], weight[1] * op.groups, *sizes)
+
+
+def transposed_call(op: Convolution, shape: Ints, gy: torch.Tensor, weight: torch.Tensor) -> Call:
+    """The call whose gradient by the input is that transposed convolution."""
+    last = bool(backend.channels_last(gy.shape, gy.stride(), op.rank))
+    strides = backend.dense_strides(shape, op.rank, last)
+    return call(op, shape, strides, weight.shape, weight.stride(), gy.dtype, gy.device)
+
+
+def weight_gradient(gy: torch.Tensor, x: torch.Tensor, here: Call) -> torch.Tensor:
+    """gw; it lies as the weights of the call did."""
+    gw = gy.new_empty_strided(here.weight_shape, gradient_strides(here.weight_shape, here.weight_strides, here.op.rank))
+    if here.empty:
+        return gw.zero_()
+    if x.stride() != here.strides:
+        x = backend.restride(x, here.dense)
+    here = call(here.op, x.shape, x.stride(), here.weight_shape, gw.stride(), x.dtype, x.device)
+    gy = backend.restride(backend.materialised(gy), here.out_strides)
+    plan = here.weight_gradient
+    threads = runtime.threads()
+    sums = _elements(gy, plan.sums)
+    with _scratch(threads * plan.panel, gy.device) as panels:
+        plan.run(x.data_ptr(), gy.data_ptr(), gw.data_ptr(), sums.data_ptr(), panels, threads)
+    return gw
+
+
+def gradient_strides(shape: Ints, strides: Ints, rank: int) -> Ints:
+    """Of a gradient of the weights: channels_last where they are so, else contiguous."""
+    return backend.dense_strides(shape, rank, bool(backend.channels_last(shape, strides, rank)))
+
+
+class Memory(NamedTuple):
+    """Bytes that a convolution needs beside its input, weights and output."""
+
+    packed: int
+    """The weights once more, in blocks of output channels."""
+    panels: int
+    """Of all threads: a part of a cache each."""
+
+
+def memory(
+    input_shape: Ints, weight_shape: Ints, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, threads: int = 1
+) -> Memory:
+    """Of a float32 convolution of contiguous maps forward, on so many threads."""
+    rank = len(weight_shape) - 2
+    op = asked(f"conv{rank}d", rank, stride, padding, dilation, groups)
+    strides, steps = (backend.dense_strides(s, rank, False) for s in (input_shape, weight_shape))
+    plan = call(op, tuple(input_shape), strides, tuple(weight_shape), steps, torch.float32, torch.device("cpu")).forward(None)
+    return Memory(4 * plan.packed, threads * plan.panel)

@@ -1,0 +1,201 @@
+"""How a convolution is cut up: the register tile, the band of rows whose input fits a cache, all from the layer's shape and the CPU.
+
+A small model of what limits one core, in cycles; each number says where it was measured.
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from llvmlite import binding as llvm
+
+from ..simd import LINE, register_bytes
+
+PER_CYCLE = 2
+"""Multiply-adds of registers, and loads, that a core starts in a cycle: of every x86 server core since 2017, and of Neoverse V1."""
+
+LATENCY = 4
+"""Cycles of a multiply-add: fewer than PER_CYCLE * LATENCY accumulators leave some idle."""
+
+FROM_L2 = 24
+"""Bytes a cycle that weights arrive at from L2 beside all else: 3x3 of 512 channels on 7x7, 7 pixels x 2 registers, ran at 160 GFLOP/s of
+235, and 14 pixels at 205."""
+
+TRANSPOSED, STORED = 5, 2
+"""Cycles a register of a channel's pixels takes to be transposed and stored, and one to be stored as it is: 1x1 of 64 channels of 56x56 to
+64 ran at 135 GFLOP/s of 215 so and so at 200."""
+
+CHANNELS = (1, 2, 4, 8, 12)
+"""Heights of a tile with lanes across pixels."""
+
+SHIFTED = 1.1
+"""What registers of x cost that lie in two cache lines: 3x3 of 64 channels of 224x224, 150 GFLOP/s with lanes across pixels, 165 across
+channels."""
+
+IN_PLACE = 64
+"""Channels up to which x need not be packed where nothing is padding: each is another page."""
+
+WEIGHTS = 4
+"""Registers of weights that a step may hold: with more, tiles are so flat that x is loaded as often as multiplied."""
+
+PART_OF_L2 = 4
+"""A panel is this part of L2: weights stream through the rest."""
+
+TILES = 16
+"""Of a row that is copied into a panel in one go: tile by tile, 14 pixels each, cost 5 cycles a register."""
+
+JOBS = 8
+"""Jobs that a map is cut into if it is large enough, so that threads get equal parts."""
+
+
+UNPACKED_OUTPUTS, UNPACKED_BYTES = 256, 2048
+"""Output channels up to which pixels of so many bytes are read in place: with more the packing is a small part, and with larger pixels a
+tile's lie in one set of L1."""
+
+
+class Tile(NamedTuple):
+    """``pieces`` rows of ``pixels`` outputs, by ``cols`` registers of output channels."""
+
+    pieces: int
+    pixels: int
+    cols: int
+
+
+@functools.cache
+def registers():
+    """SIMD registers of this CPU: AVX-512's and ARM's 32, else 16."""
+    return 32 if register_bytes() == 64 or not llvm.get_process_triple().startswith("x86_64") else 16
+
+
+@functools.cache
+def l2_bytes():
+    """Of one core, 1 MiB where the system does not say."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(text.removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return 1 << 20
+
+
+class PixelTile(NamedTuple):
+    """``channels`` output channels by ``cols`` registers of pixels of a row."""
+
+    channels: int
+    cols: int
+
+
+def tile(width, rows, channels, lanes, itemsize, steps):
+    """(cycles, the tile of least cost) for ``rows`` output rows of ``width`` and ``channels`` output channels; ``steps``: products an
+    output."""
+    candidates = []
+    for cols in range(1, min(WEIGHTS, -(-channels // lanes)) + 1):
+        room = (registers() - cols - 1) // cols
+        for pixels in range(1, min(width, room) + 1):
+            most = min(rows, room // pixels) if pixels == width else 1
+            candidates += [Tile(pieces, pixels, cols) for pieces in range(1, most + 1)]
+    cost = functools.partial(_cycles, width=width, rows=rows, channels=channels, lanes=lanes, itemsize=itemsize, steps=steps)
+    best = min(candidates, key=lambda t: (cost(t), -t.pixels * t.pieces))
+    return cost(best), best
+
+
+def _cycles(t, width, rows, channels, lanes, itemsize, steps):
+    pixels = t.pieces * t.pixels
+    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY, t.cols * lanes * itemsize / FROM_L2)
+    tiles = -(-rows // t.pieces) * -(-width // t.pixels) * -(-channels // (t.cols * lanes))
+    return tiles * (steps * step + TRANSPOSED * -(-pixels // lanes) * t.cols * lanes)
+
+
+def pixel_tile(width, rows, channels, lanes, itemsize, steps, shifted):
+    """The same with lanes across pixels; ``shifted``: registers of x lie in two cache lines mostly, as taps along a row move them."""
+    candidates = [
+        PixelTile(height, cols)
+        for height in CHANNELS
+        for cols in range(1, min(WEIGHTS, -(-width // lanes)) + 1)
+        if (height + 1) * cols + 1 <= registers()
+    ]
+
+    def cost(t):
+        step = max(t.channels * t.cols / PER_CYCLE, (t.channels + t.cols) / PER_CYCLE, LATENCY, t.cols * lanes * itemsize / FROM_L2)
+        step *= SHIFTED if shifted else 1
+        tiles = rows * -(-width // (t.cols * lanes)) * -(-channels // t.channels)
+        return tiles * (steps * step + STORED * t.channels * t.cols)
+
+    best = min(candidates, key=lambda t: (cost(t), -t.channels * t.cols))
+    return cost(best), best
+
+
+def sum_tile(length, channels, lanes):
+    """The tile of a weight gradient whose runs are so long: the one that wastes least, then the largest."""
+    candidates = [
+        Tile(1, rows, cols)
+        for cols in range(1, min(WEIGHTS, -(-channels // lanes)) + 1)
+        for rows in range(1, min(length, (registers() - cols - 1) // cols) + 1)
+    ]
+
+    def cost(t):
+        step = max(t.pixels * t.cols / PER_CYCLE, (t.pixels + t.cols) / PER_CYCLE, LATENCY)
+        return -(-length // t.pixels) * -(-channels // (t.cols * lanes)) * (step + 0.5)
+
+    return min(candidates, key=lambda t: (cost(t), -t.pixels * t.cols))
+
+
+def chunk(blocks, groups):
+    """How many blocks of output channels a job of a weight gradient has: x is packed once for them.  As many jobs as JOBS would leave each
+    little to do with what it packs, so a quarter of that."""
+    return max(1, -(-blocks * groups // (JOBS // 4))) if groups == 1 else blocks
+
+
+def run(pixels, of_tile, bytes_each):
+    """How many pixels of a map that is one row are packed as a row: whole tiles, and what fits a panel."""
+    tiles = -(-pixels // of_tile)
+    most = max(1, min(TILES, l2_bytes() // (2 * PART_OF_L2) // (bytes_each * of_tile)))
+    return min(pixels, -(-tiles // -(-tiles // most)) * of_tile)
+
+
+class Bands(NamedTuple):
+    """``rows`` output rows of each of ``images`` maps."""
+
+    rows: int
+    images: int
+
+
+def bands(row_bytes, extra, rows, images, pieces, others):
+    """How many output rows share a panel.  ``row_bytes``: of a panel's row; ``extra``: rows beside those; ``others``: jobs a band."""
+    budget = l2_bytes() // PART_OF_L2
+    fitting = max(pieces, min(rows, budget // row_bytes - extra))
+    together = max(1, min(images, budget // (row_bytes * (rows + extra)))) if fitting == rows else 1
+    count = -(-rows // fitting)
+    wanted = -(-JOBS // (others * max(1, images // together)))
+    if together > 1 and wanted > 1:
+        together = max(1, min(together, images * others // JOBS))
+    elif count < wanted:
+        count = max(count, min(wanted, rows // (4 * pieces * max(1, extra))))
+    return Bands(-(-rows // max(1, count)), together)
+
+
+def padded(count, multiple):
+    return math.ceil(count / multiple) * multiple
+
+
+def spread(count, itemsize):
+    """So many numbers, or a cache line more: rows that are 4 lines or a multiple of that share few sets of L1.  1x1 of 256 channels, runs
+    of 256 pixels: 122 GFLOP/s, of 192 160."""
+    return count + LINE // itemsize if count * itemsize % (4 * LINE) == 0 else count
+
+
+__all__ = [
+    "IN_PLACE",
+    "UNPACKED_BYTES",
+    "UNPACKED_OUTPUTS",
+    "Bands",
+    "PixelTile",
+    "Tile",
+    "bands",
+    "l2_bytes",
+    "padded",
+    "pixel_tile",
+    "registers",
+    "run",
+    "tile",
+]

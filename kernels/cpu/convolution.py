@@ -1,0 +1,376 @@
+"""Convolution on the CPU, for the backend: from shapes and strides to what runs, once for each, then from a cache.
+
+A convolution, its gradients by the input and a transposed convolution are all *correlations*: along an axis, tap k of output o reads
+position ``o * step + offsets[k]``, zeros outside.  A gradient by the input with stride s is s of them along an axis, one for each
+remainder of the position, as no tap serves two.
+"""
+
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..launch import bits, share
+from ..simd import native_lanes, number
+from . import blocking, channel_lanes, pixel_lanes, weights
+from . import weight_gradient as weight_gradients
+from .geometry import dense_strides, itemsize, stored_dtype
+from .pooling import Plan
+
+
+class Geometry(NamedTuple):
+    """Of a convolution.  Axes: N, C, D, H, W; of weights: output channels, input channels of a group, D, H, W."""
+
+    dtype: str
+    shape: tuple[int, int, int, int, int]
+    strides: tuple[int, int, int, int, int]
+    channels_last: bool
+    weight_shape: tuple[int, int, int, int, int]
+    weight_strides: tuple[int, int, int, int, int]
+    groups: int
+    stride: tuple[int, int, int]
+    padding: tuple[int, int, int]
+    """Before the first element; what comes after the last follows from ``out``."""
+    dilation: tuple[int, int, int]
+    out: tuple[int, int, int]
+
+
+class Axis(NamedTuple):
+    """Tap k of output o reads position o * step + offsets[k] of ``size``."""
+
+    size: int
+    outputs: int
+    step: int
+    offsets: tuple[int, ...]
+
+
+class Correlation(NamedTuple):
+    """What a nest computes."""
+
+    dtype: Any
+    channels_last: bool
+    images: int
+    groups: int
+    inputs: int
+    """Channels a group."""
+    outputs: int
+    axes: tuple[Axis, Axis, Axis]
+    x_strides: tuple[int, ...]
+    y_strides: tuple[int, ...]
+    y_start: int
+    weight_steps: tuple[int, int, int]
+    """From group to group, output to output and input to input channel."""
+    weight_taps: tuple[int, ...]
+    """Offsets of the taps in a kernel, the last axis fastest."""
+
+
+def forward(geometry, after):
+    """-> Convolution; ``after``: an ``Activation`` or None."""
+    return _planned(geometry, after, True)
+
+
+def input_gradient(geometry):
+    """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise."""
+    return _planned(geometry, None, False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(geometry, after, onward):
+    parts = _forward(geometry) if onward else _input_gradient(geometry)
+    return Convolution([_part(part, after) for part in parts])
+
+
+def _forward(g):
+    axes = tuple(
+        Axis(size, out, step, tuple(k * d - p for k in range(taps)))
+        for size, out, step, taps, d, p in zip(g.shape[2:], g.out, g.stride, g.weight_shape[2:], g.dilation, g.padding, strict=True)
+    )
+    step_o, step_i, *steps = g.weight_strides
+    outputs, inputs = g.weight_shape[0] // g.groups, g.weight_shape[1]
+    taps = tuple(sum(map(int.__mul__, tap, steps)) for tap in itertools.product(*map(range, g.weight_shape[2:])))
+    y = dense_strides(g.weight_shape[0], g.out, g.channels_last)
+    steps = (step_o * outputs, step_o, step_i)
+    yield Correlation(stored_dtype(g.dtype), g.channels_last, g.shape[0], g.groups, inputs, outputs, axes, g.strides, y, 0, steps, taps)
+
+
+def _input_gradient(g):
+    step_o, step_i, *steps = g.weight_strides
+    outputs, inputs = g.weight_shape[0] // g.groups, g.weight_shape[1]
+    gy = dense_strides(g.weight_shape[0], g.out, g.channels_last)
+    gx = dense_strides(g.shape[1], g.shape[2:], g.channels_last)
+    along = []
+    for size, out, step, taps, d, p, by in zip(g.shape[2:], g.out, g.stride, g.weight_shape[2:], g.dilation, g.padding, steps, strict=True):
+        phases = []
+        for first in range(min(step, size)):
+            # gx[i] takes gy[o] through tap k where i + p = o * step + k * d; i = first + step * t.
+            reach = [(k, (first + p - k * d) // step) for k in range(taps) if (first + p - k * d) % step == 0]
+            axis = Axis(out, -(-(size - first) // step), 1, tuple(offset for _, offset in reach))
+            phases.append((first, axis, [k * by for k, _ in reach]))
+        along.append(phases)
+    for phases in itertools.product(*along):
+        firsts, axes, taps = zip(*phases, strict=True)
+        start = sum(map(int.__mul__, firsts, gx[2:]))
+        y = (*gx[:2], *map(int.__mul__, gx[2:], g.stride))
+        picked = tuple(map(sum, itertools.product(*taps)))
+        yield Correlation(
+            stored_dtype(g.dtype),
+            g.channels_last,
+            g.shape[0],
+            g.groups,
+            outputs,
+            inputs,
+            axes,
+            gy,
+            y,
+            start,
+            (step_o * outputs, step_i, step_o),
+            picked,
+        )
+
+
+SERIAL = 300_000
+"""Multiply-adds below which a second thread costs more than it brings: handing over takes about 3 us."""
+
+
+class Convolution:
+    """Correlations that make one result, of weights that are packed before."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.packed = sum(part.packed for part in parts)
+        """Elements of packed weights, of ``number(dtype)``."""
+        self.panel = max(part.panel for part in parts)
+        """Bytes of a thread's panel."""
+        self.parallel = sum(part.products for part in parts) >= SERIAL
+        self.form = tuple(part.form for part in parts)
+        """Plans of equal form read the same packed weights."""
+
+    def pack(self, packed, weight, bias, scale, threads):
+        """All are addresses, 0 where there is none."""
+        for part in self.parts:
+            part.pack(packed, weight, bias, scale, threads)
+            packed += part.packed * part.itemsize
+
+    def run(self, x, packed, y, panels, threads, *more):
+        """``panels``: of ``threads`` threads."""
+        for part in self.parts:
+            part.run(x, packed, y, panels, threads, *more)
+            packed += part.packed * part.itemsize
+
+
+class Part:
+    """A correlation as a nest, a job list and tables."""
+
+    def __init__(self, problem, layout, nest, constants, block, pack_lanes):
+        real = number(problem.dtype)
+        self.itemsize = itemsize(real)
+        blocks, taps = -(-problem.outputs // block), len(problem.weight_taps)
+        self.packed = problem.groups * blocks * block * (problem.inputs * taps + 1)
+        self.panel = layout.panel
+        self.products = problem.images * problem.groups * problem.outputs * problem.inputs * taps * layout.results
+        self.form = problem.dtype, block, problem.weight_taps, problem.weight_steps
+        self.start = problem.y_start * itemsize(problem.dtype)
+        self.tables = [np.ascontiguousarray(t, np.int64) for t in (*layout.tables, problem.weight_taps)]
+        *tables, picks = (t.ctypes.data for t in self.tables)
+        counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps
+        jobs = layout.bands * problem.groups * blocks
+        self.plan = Plan(nest(problem.dtype, *constants), jobs, (*tables, *counts, *layout.sizes), True)
+        self.packing = functools.partial(weights.pack, problem.dtype, pack_lanes, block // pack_lanes)
+        self.blocks = problem.groups * blocks
+        self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, *problem.weight_steps
+
+    def pack(self, packed, weight, bias, scale, threads):
+        plan = Plan(self.packing(bias != 0, scale != 0), self.blocks, self.pack_sizes, True)
+        plan.run((packed, weight, bias, scale), threads)
+
+    def run(self, x, packed, y, panels, threads, *more):
+        plan = self.plan
+        plan.run((x, packed, y + self.start, panels, share(plan.jobs, threads)[1]), threads, *more)
+
+
+def _part(problem, after):
+    """The nest of least cost, by blocking.py's model."""
+    _, height, width = problem.axes
+    lanes, size, taps = native_lanes(problem.dtype), itemsize(number(problem.dtype)), len(problem.weight_taps)
+    steps, flat = problem.inputs * max(1, taps), _is_flat(problem)
+    rows, columns = height.outputs * problem.images, width.outputs
+    if flat:
+        rows, columns = problem.images, math.prod(axis.size for axis in problem.axes)
+    cost, tile = blocking.tile(columns, rows, problem.outputs, lanes, size, steps)
+    if not problem.channels_last and problem.y_strides[4] == 1 and width.step <= PHASES:
+        other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, size, steps, taps > 1)
+        if other < cost:
+            return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat)
+    return _with_channel_lanes(problem, after, tile, lanes, flat)
+
+
+PHASES = 4
+"""Strides up to which a panel is by phases: a register of each is made at once."""
+
+
+def _with_channel_lanes(problem, after, tile, lanes, flat):
+    block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
+    layout = Layout(problem, block, tile.pieces, tile.pixels, flat, lanes if last else 1, 1)
+    step = 1 if flat else problem.axes[2].step
+    pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
+    small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
+    in_place = last and flat and small and real == problem.dtype
+    few = problem.inputs if last and problem.inputs == between <= FEW else 0
+    step = between if in_place else step
+    constants = lanes, *tile, step, last, pixel, len(problem.weight_taps) == 1, after, in_place, few
+    return Part(problem, layout, channel_lanes.forward, constants, block, lanes)
+
+
+FEW = 4
+"""Channels of dense pixels that are picked apart by shuffles: 3 of 224x224, 3x3, where 16 are transposed for them, 94 GFLOP/s."""
+
+
+def _with_pixel_lanes(problem, after, tile, lanes, flat):
+    block, width = tile.channels, problem.axes[2]
+    stride = 1 if flat else width.step
+    layout = Layout(problem, block, 1, tile.cols * lanes, flat, stride * lanes if stride > 1 else 1, stride)
+    fits = layout.columns >= tile.cols * lanes and problem.inputs <= blocking.IN_PLACE
+    in_place = flat and fits and number(problem.dtype) == problem.dtype
+    constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after
+    return Part(problem, layout, pixel_lanes.forward, constants, block, math.gcd(block, 8))
+
+
+class Layout:
+    """A correlation cut into bands, each with its panel."""
+
+    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases):
+        real = number(problem.dtype)
+        size = itemsize(real)
+        depth, height, width = problem.axes
+        x_strides, y_strides = problem.x_strides, problem.y_strides
+        if flat:  # a map is one row, cut into runs of tiles
+            length = depth.size * height.size * width.size
+            run = blocking.run(length, min(pixels, length), problem.inputs * size)
+            starts = np.minimum(np.arange(-(-length // run)) * run, length - run)
+            depth, height, width = (Axis(n, n, 1, (0,)) for n in (1, len(starts), run))
+            lines, outs, planes, rows, Q = starts * x_strides[4], starts * y_strides[4], [(0, 0)], [((0, 0), 0)], len(starts)
+        else:
+            lines, planes, rows, Q = _lines(depth, height, x_strides)
+            outs = np.arange(depth.outputs)[:, None] * y_strides[2] + np.arange(height.outputs) * y_strides[3]
+        self.columns = width.outputs
+        self.results = depth.outputs * height.outputs * width.outputs
+        low, high = min(width.offsets, default=0), max(width.offsets, default=0)
+        columns = blocking.padded((width.outputs - 1) * width.step + high - low + 1, multiple)
+        columns = columns if phases > 1 else blocking.spread(columns, size)
+        # A last register of a row may run over its end.
+        slack = blocking.padded(pixels, native_lanes(real))
+        rowstep = problem.inputs * columns + slack
+        extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
+        maps = problem.images if depth.outputs == 1 else 1
+        bands = blocking.bands(rowstep * size * max(1, len(planes)), extra, height.outputs, maps, pieces, blocks)
+        RQ, along = bands.rows + extra, -(-height.outputs // bands.rows)
+
+        def column(offset):
+            at = offset - low
+            return at // phases + at % phases * (columns // phases)
+
+        taps = [(planes.index(plane) * RQ + row) * rowstep + column(offset) for plane, row in rows for offset in width.offsets]
+        self.tables = lines, outs, taps
+        self.bands = -(-problem.images // bands.images) * depth.outputs * along
+        self.panel = blocking.padded((bands.images * len(planes) * RQ * rowstep + slack) * size, 64)
+        xn, xc, *_, xw = x_strides
+        yn, yc, *_, yw = y_strides
+        sizes = depth.outputs, height.outputs, width.outputs, bands.rows, bands.images, along, len(planes), Q, RQ, columns, low, width.size
+        self.sizes = *sizes, xn, xc, xw, yn, yc, yw, rowstep, self.panel
+
+
+@functools.lru_cache(maxsize=1024)
+def weight_gradient(geometry):
+    """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
+    return WeightGradient(next(_forward(geometry)), geometry)
+
+
+class WeightGradient:
+    """``sums`` elements of ``number(dtype)`` and ``panel`` bytes a thread are needed to ``run`` it."""
+
+    def __init__(self, problem, geometry):
+        dtype = problem.dtype
+        real, lanes = number(dtype), native_lanes(dtype)
+        size = itemsize(real)
+        depth, height, width = problem.axes
+        taps, dilation = geometry.weight_shape[2:], geometry.dilation[2]
+        *_, step_d, step_h, step_w = geometry.weight_strides
+        step_g, step_o, step_i = problem.weight_steps
+        joined = dilation == 1 or taps[2] == 1
+        length = problem.inputs * (taps[2] if joined else 1)
+        lines, planes, rows, Q = _lines(depth, height, problem.x_strides)
+        outs = np.arange(depth.outputs)[:, None] * problem.y_strides[2] + np.arange(height.outputs) * problem.y_strides[3]
+        low, high = width.offsets[0], width.offsets[-1]
+        columns = (width.outputs - 1) * width.step + high - low + 1
+        rowstep = blocking.padded(columns * problem.inputs, lanes)
+        tile = blocking.sum_tile(length, problem.outputs, lanes)
+        block = tile.cols * lanes
+        blocks = -(-problem.outputs // block)
+        per, pixels = blocking.chunk(blocks, problem.groups), problem.images * depth.outputs * height.outputs * width.outputs
+        pitch = per * block
+        extra = Q - height.outputs
+        row_bytes = (rowstep * len(planes) + pitch * width.outputs) * size
+        bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.JOBS)
+        RQ = bands.rows + extra
+        runs = []
+        for (kd, kh), (plane, row) in zip(itertools.product(range(taps[0]), range(taps[1])), rows, strict=True):
+            for kw in range(1 if joined else taps[2]):
+                at = (planes.index(plane) * RQ + row) * rowstep + kw * dilation * problem.inputs
+                runs.append((at, kd * step_d + kh * step_h + kw * step_w))
+        along = range(taps[2] if joined else 1)
+        offsets = [kw * step_w + c * step_i for kw in along for c in range(problem.inputs)]
+        tiles = -(-length // tile.pixels)
+        gy_panel = blocking.padded((len(planes) * RQ * rowstep + lanes + tile.pixels) * size, 64)
+        self.panel = gy_panel + blocking.padded((bands.rows * width.outputs * pitch + block) * size, 64)
+        self.sums = problem.groups * blocks * block * len(runs) * tiles * tile.pixels
+        self.empty = pixels == 0
+        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, runs, offsets)]
+        chunks, count = -(-blocks // per), -(-height.outputs // bands.rows)
+        xn, xc, *_, xw = problem.x_strides
+        yn, yc, *_, yw = problem.y_strides
+        sizes = (
+            *(t.ctypes.data for t in self.tables),
+            *(problem.images, problem.inputs, problem.outputs, chunks, blocks, per),
+            *(depth.outputs, height.outputs, width.outputs, bands.rows, count),
+            *(len(planes), Q, RQ, columns, low, width.size, width.step, xn, xc, xw, yn, yc, yw),
+            *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles, step_g, step_o),
+        )
+        worker = weight_gradients.backward(dtype, lanes, tile.pixels, tile.cols, problem.channels_last)
+        self.plan = Plan(worker, problem.groups * chunks, sizes, True)
+
+    def run(self, x, gy, gw, sums, panels, threads):
+        plan = self.plan
+        plan.run((x, gy, gw, sums, panels, share(plan.jobs, threads)[1]), threads)
+
+
+def _is_flat(problem):
+    """Whether one tap reads the maps as they are written: then rows need not be told apart."""
+    axes, (*_, xd, xh, xw), (*_, yd, yh, yw) = problem.axes, problem.x_strides, problem.y_strides
+    same = all(axis.step == 1 and axis.offsets == (0,) and axis.size == axis.outputs for axis in axes)
+    _, height, width = (axis.size for axis in axes)
+    return same and (xh, xd) == (xw * width, xw * width * height) and (yh, yd) == (yw * width, yw * width * height)
+
+
+def _lines(depth, height, strides):
+    """Where rows of x begin, -1: of zeros, as (output slab, plane, row), and how taps find theirs.
+
+    A plane is what taps share that differ by whole steps: an offset along the depth, a remainder of the offset along the height.
+    -> lines, planes, each tap pair's (plane, row) in order, rows a plane."""
+    remainders = sorted({offset % height.step for offset in height.offsets})
+    low = min((offset // height.step for offset in height.offsets), default=0)
+    high = max((offset // height.step for offset in height.offsets), default=0)
+    planes = [(offset, r) for offset in dict.fromkeys(depth.offsets) for r in remainders]
+    rows = [((z, o % height.step), o // height.step - low) for z in depth.offsets for o in height.offsets]
+    Q = height.outputs + high - low
+    lines = np.empty((depth.outputs, len(planes), Q), np.int64)
+    for i, (z, r) in enumerate(planes):
+        d = np.arange(depth.outputs)[:, None] * depth.step + z
+        h = (np.arange(Q) + low) * height.step + r
+        inside = (d >= 0) & (d < depth.size) & (h >= 0) & (h < height.size)
+        lines[:, i] = np.where(inside, d * strides[2] + h * strides[3], -1)
+    return lines, planes, rows, Q
+
+
+__all__ = ["Convolution", "Geometry", "WeightGradient", "bits", "forward", "input_gradient", "weight_gradient"]

@@ -1,0 +1,165 @@
+"""The gradient of a convolution's weights: a sum over pixels of x times gy, with lanes across output channels.
+
+Of a band of output rows x and gy are packed pixel by pixel, channels side by side.  Then what a pixel of gy meets of a row of x, all taps
+along the row of all channels, is one *run* of consecutive numbers, and ``rows`` of them by ``cols`` registers of output channels are a
+tile, which takes a pixel a step.  Sums over a band stay in registers; bands are added in memory, in their order, by the one
+thread that has the output channels: the result does not depend on how many threads there are.
+"""
+
+import functools
+
+from numba import int64
+
+from ..compile import specialised
+from ..simd import (
+    between,
+    integers,
+    load,
+    load_masked,
+    number,
+    phase,
+    pointer,
+    pointer_at,
+    repeat,
+    scatter_between,
+    splat,
+    store,
+    store_masked,
+    unroll,
+    with_phase,
+)
+from ..tile import add_outer, columns, tile_of
+from .number import jitable
+
+
+@functools.cache
+def _by_pixel_from_planes(dtype, lanes):
+    """(x, at, xc, xw, panel, to, channels, pitch, first, width, W): a row of contiguous maps, pixel by pixel; pitch: a pixel's numbers."""
+    real, L = number(dtype), lanes
+
+    @jitable
+    def channel(rows, i, args):
+        x, at, step, left, mask, zero = args
+        return with_phase(rows, i, load_masked(x, at + i * step, mask, zero) if i < left else zero)
+
+    @jitable
+    def keep(found, i, args):
+        panel, to, pitch, pixels, whole, mask = args
+        if i < pixels:
+            if whole:
+                store(panel, to + i * pitch, phase(found, i))
+            else:
+                store_masked(panel, to + i * pitch, phase(found, i), mask)
+        return found
+
+    @jitable
+    def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
+        zero = splat(real(0), L)
+        for j in range(0, width, L):
+            low, high = max(0, -(first + j)), max(0, min(L, W - first - j))
+            mask = between(0, 1, min(low, high), high, L)
+            for c in range(0, pitch, L):
+                found = unroll(channel, L, repeat(zero, L), (x, at + c * xc + first + j, xc, channels - c, mask, zero))
+                ends = between(c, 1, 0, pitch, L)
+                unroll(keep, L, columns(found), (panel, to + j * pitch + c, pitch, width - j, c + L <= pitch, ends))
+
+    return pack
+
+
+@functools.cache
+def _by_pixel_from_pixels(dtype, lanes):
+    """The same of channels_last maps."""
+    real, L = number(dtype), lanes
+
+    @jitable
+    def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
+        zero = splat(real(0), L)
+        for j in range(width):
+            inside = 0 <= first + j < W
+            for c in range(0, pitch, L):
+                mask = between(c, 1, 0, channels if inside else c, L)
+                found = load_masked(x, at + (first + j) * xw + c, mask, zero)
+                if c + L <= pitch:
+                    store(panel, to + j * pitch + c, found)
+                else:
+                    store_masked(panel, to + j * pitch + c, found, between(c, 1, 0, pitch, L))
+
+    return pack
+
+
+@specialised
+def backward(dtype, lanes, rows, cols, pixels):
+    """Jobs: (group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
+
+    Arguments: x, gy, gw, sums, panels, jobs a thread; addresses of the lines of x and of gy, of the runs (plane, row and column of each,
+    and where its first weight lies in gw) and of the weights' offsets in a run; sizes, see convolution.py."""
+    real, R, C, L, B, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
+    pack = (_by_pixel_from_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
+
+    @jitable
+    def put(tile, i, args):
+        sums, at, fresh = args
+        value = phase(tile, i)
+        store(sums, at + i * L, value if fresh else value + load(sums, at + i * L, L))
+        return tile
+
+    def kernel(args, start, stop):
+        x, gy, gw, sums = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, real)
+        panels, grain = integers(args, 4, 2)
+        lines, outs, runs, offsets = (
+            pointer(args, 6, int64),
+            pointer(args, 7, int64),
+            pointer(args, 8, int64),
+            pointer(args, 9, int64),
+        )
+        N, IC, OC, chunks, blocks, per, OD, OH, OW, band_height, bands = integers(args, 10, 11)
+        KP, Q, RQ, width, first, W, S, xn, xc, xw, yn, yc, yw = integers(args, 21, 13)
+        rowstep, pitch, gy_panel, bytes_, count, length, tiles, step_g, step_o = integers(args, 34, 9)
+        xs = pointer_at(panels + start // grain * bytes_, real)
+        gys = pointer_at(panels + start // grain * bytes_ + gy_panel, real)
+        zero = splat(real(0), L)
+        for job in range(start, stop):
+            g, chunk = job // chunks, job % chunks
+            block0 = chunk * per
+            block1 = min(blocks, block0 + per)
+            channel, left = g * OC + block0 * B, min(OC, block1 * B) - block0 * B
+            mine = (g * blocks + block0) * count * tiles * R * B
+            for band in range(N * OD * bands):
+                row0, slab = band % bands * band_height, band // bands
+                od, n = slab % OD, slab // OD
+                band_rows = min(band_height, OH - row0)
+                for r in range(band_rows):
+                    at = n * yn + channel * yc + outs[od * OH + row0 + r]
+                    pack(gy, at, yc, yw, gys, r * OW * pitch, left, pitch, 0, OW, OW)
+                for k in range(KP):
+                    for q in range(band_rows + Q - OH):
+                        line, to = lines[(od * KP + k) * Q + row0 + q], (k * RQ + q) * rowstep
+                        if line < 0:
+                            for j in range(0, rowstep, L):
+                                store(xs, to + j, zero)
+                        else:
+                            pack(x, n * xn + g * IC * xc + line, xc, xw, xs, to, IC, IC, first, width, W)
+                for block in range(block1 - block0):
+                    for run in range(count):
+                        for t in range(tiles):
+                            begin = runs[2 * run] + min(t * R, length - R)
+                            tile = tile_of(R, repeat(zero, C))
+                            for r in range(band_rows):
+                                at, of_gy = begin + r * rowstep, r * OW * pitch + block * B
+                                for _ in range(OW):
+                                    tile = add_outer(tile, xs, (at,), 0, 1, gys, of_gy, C)
+                                    at += S * IC
+                                    of_gy += pitch
+                            unroll(put, whole, tile, (sums, mine + ((block * count + run) * tiles + t) * R * B, band == 0))
+            for block in range(block1 - block0):
+                for run in range(count):
+                    for t in range(tiles):
+                        for r in range(R):
+                            to = g * step_g + runs[2 * run + 1] + offsets[min(t * R, length - R) + r]
+                            for c in range(0, B, L):
+                                at = mine + (((block * count + run) * tiles + t) * R + r) * B + c
+                                o = (block0 + block) * B + c
+                                value = load(sums, at, L) if N > 0 else zero
+                                scatter_between(gw, to, o * step_o, step_o, 0, OC * step_o, value)
+
+    return kernel

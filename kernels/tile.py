@@ -1,0 +1,233 @@
+"""The register block of a convolution: a tile of ``rows`` x ``cols`` Vecs that stays in registers, as a tuple in row-major order.
+
+14 rows of 2 registers are 28 of AVX-512's 32, and leave two for weights and one for what is broadcast: 28 fused multiply-adds for 16
+loads.  The words below write a whole step out, where a loop over the rows would have LLVM carry 28 phis through it.
+"""
+
+import functools
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .simd import (
+    I1,
+    I32,
+    I64,
+    Vec,
+    _at,
+    _broadcast,
+    _call_llvm,
+    _constant,
+    _inside,
+    _intrinsic_suffix,
+    _load_whole,
+    _narrowed,
+    _positions,
+    _store_masked,
+    _store_whole,
+    _stored,
+    _transposed,
+    _vec_ir,
+    number,
+)
+
+
+@intrinsic(prefer_literal=True)
+def load_several(tyctx, x, offset, lanes, count):
+    """``count`` Vecs that lie side by side from x[offset]."""
+    vec = Vec(number(x.dtype), lanes.literal_value)
+    result = types.UniTuple(vec, count.literal_value)
+
+    def codegen(ctx, b, sig, args):
+        found = [
+            _load_whole(b, _at(b, args[0], b.add(args[1], ir.Constant(I64, c * vec.lanes))), vec, x.dtype) for c in range(result.count)
+        ]
+        return ctx.make_tuple(b, result, found)
+
+    return result(x, types.int64, lanes, count), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_of(tyctx, rows, vecs):
+    """``rows`` rows, each the tuple ``vecs``."""
+    result = types.UniTuple(vecs.dtype, rows.literal_value * vecs.count)
+
+    def codegen(ctx, b, sig, args):
+        row = [b.extract_value(args[1], c) for c in range(vecs.count)]
+        return ctx.make_tuple(b, result, row * rows.literal_value)
+
+    return result(rows, vecs), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_of_each(tyctx, x, offset, rows, cols, lanes):
+    """Every lane of row r is x[offset + r]."""
+    vec = Vec(number(x.dtype), lanes.literal_value)
+    result = types.UniTuple(vec, rows.literal_value * cols.literal_value)
+
+    def codegen(ctx, b, sig, args):
+        found = []
+        for r in range(rows.literal_value):
+            one = b.load(_at(b, args[0], b.add(args[1], ir.Constant(I64, r))))
+            found += [_broadcast(b, one, vec.lanes)] * cols.literal_value
+        return ctx.make_tuple(b, result, found)
+
+    return result(x, types.int64, rows, cols, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_outer(tyctx, tile, x, origins, at, step, w, w_offset, cols):
+    """tile[r, c] += x_r * w[w_offset + c * lanes : w_offset + (c + 1) * lanes], each product fused with its sum.
+
+    x_r is x[origin + at + i * step] for the i-th row of an origin: ``origins``, a tuple of offsets, share the rows evenly.
+    """
+    vec, n, stride = tile.dtype, cols.literal_value, step.literal_value
+    rows = tile.count // n // origins.count
+
+    def codegen(ctx, b, sig, args):
+        value, x_pointer, starts, at, _, w_pointer, w_offset, _ = args
+        w_pointer = _at(b, w_pointer, w_offset)
+        fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
+        weights = [_load_whole(b, _at(b, w_pointer, ir.Constant(I64, c * vec.lanes)), vec, vec.dtype) for c in range(n)]
+        k = 0
+        for piece in range(origins.count):
+            base = _at(b, _at(b, x_pointer, b.extract_value(starts, piece)), at)
+            for r in range(rows):
+                one = _broadcast(b, b.load(_at(b, base, ir.Constant(I64, r * stride))), vec.lanes)
+                for weight in weights:
+                    value = b.insert_value(value, fma([one, weight, b.extract_value(value, k)]), k)
+                    k += 1
+        return value
+
+    if x.dtype == w.dtype == vec.dtype:
+        return tile(tile, x, origins, types.int64, step, w, types.int64, cols), codegen
+
+
+@intrinsic
+def each(tyctx, tile, body, args):
+    """``body(vec, args)`` of each Vec of a tile."""
+    call = body.get_call_type(tyctx, (tile.dtype, args), {})
+
+    def codegen(ctx, b, sig, values):
+        function = ctx.get_function(body, call)
+        found = [function(b, (b.extract_value(values[0], k), values[2])) for k in range(tile.count)]
+        return ctx.make_tuple(b, tile, found)
+
+    return tile(tile, body, args), codegen
+
+
+def _blocks(b, x, y, picks, lanes):
+    """Blocks of four lanes of two vectors; ``picks`` counts on from x's into y's."""
+    return b.shuffle_vector(x, y, _constant(lanes, I32, [4 * p + i for p in picks for i in range(4)]))
+
+
+def _columns(b, rows, lanes):
+    """``lanes`` vectors -> the columns of the matrix of which they are the rows.
+
+    First within blocks of four lanes, then the blocks, by instructions that take two from either register: 64 for 16 x 16.
+    """
+    if lanes == 2:
+        return [b.shuffle_vector(*rows, _constant(2, I32, picks)) for picks in ((0, 2), (1, 3))]
+    groups = [_transposed(b, rows[i : i + 4], lanes) for i in range(0, lanes, 4)]
+    if lanes == 4:
+        return groups[0]
+    if lanes == 8:
+        return [_blocks(b, *pair, picks, 8) for picks in ((0, 2), (1, 3)) for pair in zip(*groups, strict=True)]
+    found = []
+    for half in ((0, 1, 4, 5), (2, 3, 6, 7)):
+        low, high = ([_blocks(b, *pair, half, 16) for pair in zip(*groups[i : i + 2], strict=True)] for i in (0, 2))
+        for picks in ((0, 2, 4, 6), (1, 3, 5, 7)):
+            found += [_blocks(b, *pair, picks, 16) for pair in zip(low, high, strict=True)]
+    return found
+
+
+@intrinsic
+def columns(tyctx, vecs):
+    """As many Vecs as they have lanes, the rows of a matrix -> its columns."""
+
+    def codegen(ctx, b, sig, args):
+        return ctx.make_tuple(b, vecs, _columns(b, [b.extract_value(args[0], r) for r in range(vecs.count)], vecs.dtype.lanes))
+
+    if vecs.count == vecs.dtype.lanes:
+        return vecs(vecs), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_columns(tyctx, tile, cols, y, origins, at, step, pixel, count):
+    """y[origin + at + column * step + i * pixel] = lane of tile[r, c], where column = c * lanes + lane is below ``count`` and r is the i-th
+    row of its origin, which share the rows as in ``add_outer``; pixel is literal."""
+    vec, n, p = tile.dtype, cols.literal_value, pixel.literal_value
+    lanes, rows, total = vec.lanes, tile.count // n // origins.count, tile.count // n
+    raw = _stored(vec, y.dtype)
+
+    def put(b, pointer, first, height, column):
+        """Lanes 0 .. height - 1 are rows first .. of the tile."""
+        for piece, start in enumerate(pointer):
+            low, high = max(first, piece * rows), min(first + height, (piece + 1) * rows)
+            if low >= high:
+                continue
+            target = _at(b, start, ir.Constant(I64, (first - piece * rows) * p))
+            mask = ir.Constant(ir.VectorType(I1, lanes), [low - first <= lane < high - first for lane in range(lanes)])
+            if p == 1 and high - low == lanes:
+                _store_whole(b, target, vec, y.dtype, column)
+            elif p == 1:
+                _store_masked(b, target, vec, y.dtype, mask, column)
+            else:
+                _scatter(b, target, p, vec, y.dtype, mask, column)
+
+    def codegen(ctx, b, sig, args):
+        value, _, y_pointer, starts, at, step, _, count = args
+        pieces = [_at(b, _at(b, y_pointer, b.extract_value(starts, i)), at) for i in range(origins.count)]
+        undefined = ir.Constant(_vec_ir(vec), ir.Undefined)
+        for c in range(n):
+            for first in range(0, total, lanes):
+                height = min(lanes, total - first)
+                part = [b.extract_value(value, (first + r) * n + c) for r in range(height)]
+                for lane, column in enumerate(_columns(b, part + [undefined] * (lanes - height), lanes)):
+                    k = ir.Constant(I64, c * lanes + lane)
+                    with b.if_then(b.icmp_signed("<", k, count), likely=True):
+                        put(b, [_at(b, piece, b.mul(step, k)) for piece in pieces], first, height, column)
+        return ctx.get_dummy_value()
+
+    def _scatter(b, pointer, stride, vec, storage, mask, value):
+        address = b.add(
+            _broadcast(b, b.ptrtoint(pointer, I64), lanes), _positions(b, ir.Constant(I64, 0), lanes, stride * raw.dtype.bitwidth // 8)
+        )
+        where = b.inttoptr(address, ir.VectorType(pointer.type, lanes))
+        arguments = [_narrowed(b, value, storage, vec), where, ir.Constant(I32, raw.dtype.bitwidth // 8), mask]
+        _call_llvm(b, f"llvm.masked.scatter.{_intrinsic_suffix(raw)}.v{lanes}p0", ir.VoidType(), arguments)
+
+    if number(y.dtype) == vec.dtype:
+        return types.void(tile, cols, y, origins, types.int64, types.int64, pixel, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_tile(tyctx, tile, cols, y, origins, at, step, height, count):
+    """y[origin + at + i * step + column] = lane of tile[r, c], where column = c * lanes + lane is below ``count`` and r is the i-th row of
+    its origin; of the first ``height`` rows."""
+    vec, n = tile.dtype, cols.literal_value
+    lanes, total = vec.lanes, tile.count // n
+    rows = total // origins.count
+
+    def codegen(ctx, b, sig, args):
+        value, _, y_pointer, starts, at, step, height, count = args
+        masks = [_inside(b, ir.Constant(I64, c * lanes), ir.Constant(I64, 0), count, lanes) for c in range(n)]
+        whole = b.icmp_signed(">=", count, ir.Constant(I64, n * lanes))
+        with b.if_else(whole, likely=True) as cases:
+            for case, full in zip(cases, (True, False), strict=True):
+                with case:
+                    for r in range(total):
+                        with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), height), likely=True):
+                            start = _at(b, _at(b, y_pointer, b.extract_value(starts, r // rows)), at)
+                            start = _at(b, start, b.mul(step, ir.Constant(I64, r % rows)))
+                            for c in range(n):
+                                target, found = _at(b, start, ir.Constant(I64, c * lanes)), b.extract_value(value, r * n + c)
+                                if full:
+                                    _store_whole(b, target, vec, y.dtype, found)
+                                else:
+                                    _store_masked(b, target, vec, y.dtype, masks[c], found)
+        return ctx.get_dummy_value()
+
+    if number(y.dtype) == vec.dtype:
+        return types.void(tile, cols, y, origins, *[types.int64] * 4), codegen
