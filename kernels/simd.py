@@ -751,6 +751,26 @@ def store_across(tyctx, y, origins, first, at, vecs):
         return types.void(y, origins, types.int64, types.int64, vecs), codegen
 
 
+@intrinsic(prefer_literal=True)
+def gather(tyctx, x, base, indices, at, lanes):
+    """Lane i is x[base + indices[at + i]]; indices are int64."""
+    vec = Vec(number(x.dtype), lanes.literal_value)
+
+    def codegen(ctx, b, sig, args):
+        pointer, base, indices, at, _ = args
+        raw = _stored(vec, x.dtype)
+        places = _load_whole(b, _at(b, indices, at), Vec(types.int64, vec.lanes), types.int64)
+        size = _constant(vec.lanes, I64, [_bytes(raw)] * vec.lanes)
+        origin = _broadcast(b, b.ptrtoint(_at(b, pointer, base), I64), vec.lanes)
+        addresses = b.inttoptr(b.add(origin, b.mul(places, size)), ir.VectorType(pointer.type, vec.lanes))
+        everywhere = ir.Constant(_mask_ir(vec.lanes), [1] * vec.lanes)
+        name = f"llvm.masked.gather.{_intrinsic_suffix(raw)}.v{raw.lanes}p0"
+        value = _call_llvm(b, name, _vec_ir(raw), [addresses, ir.Constant(I32, _bytes(raw)), everywhere, ir.Constant(_vec_ir(raw), None)])
+        return _widened(b, value, x.dtype, vec)
+
+    return vec(x, types.int64, indices, types.int64, lanes), codegen
+
+
 @intrinsic
 def gather_between(tyctx, x, base, first, stride, low, high, fill):
     """Lane i is x[base + first + i * stride] where low <= first + i * stride < high, else fill's; any stride, known at run time."""

@@ -49,6 +49,34 @@ def load_several(tyctx, x, offset, lanes, count):
 
 
 @intrinsic(prefer_literal=True)
+def load_apart(tyctx, x, offset, step, lanes):
+    """As many Vecs as they have lanes, the first from x[offset], each ``step`` further."""
+    vec = Vec(number(x.dtype), lanes.literal_value)
+    result = types.UniTuple(vec, vec.lanes)
+
+    def codegen(ctx, b, sig, args):
+        starts = [b.add(args[1], b.mul(args[2], ir.Constant(I64, i))) for i in range(vec.lanes)]
+        return ctx.make_tuple(b, result, [_load_whole(b, _at(b, args[0], start), vec, x.dtype) for start in starts])
+
+    return result(x, types.int64, types.int64, lanes), codegen
+
+
+@intrinsic
+def store_apart(tyctx, y, offset, step, vecs):
+    """The inverse of ``load_apart``."""
+    vec = vecs.dtype
+
+    def codegen(ctx, b, sig, args):
+        for i in range(vecs.count):
+            target = _at(b, args[0], b.add(args[1], b.mul(args[2], ir.Constant(I64, i))))
+            _store_whole(b, target, vec, y.dtype, b.extract_value(args[3], i))
+        return ctx.get_dummy_value()
+
+    if number(y.dtype) == vec.dtype:
+        return types.void(y, types.int64, types.int64, vecs), codegen
+
+
+@intrinsic(prefer_literal=True)
 def tile_of(tyctx, rows, vecs):
     """``rows`` rows, each the tuple ``vecs``."""
     result = types.UniTuple(vecs.dtype, rows.literal_value * vecs.count)

@@ -33,6 +33,12 @@ SHIFTED = 1.1
 """What registers of x cost that lie in two cache lines: 3x3 of 64 channels of 224x224, 150 GFLOP/s with lanes across pixels, 165 across
 channels."""
 
+DEPTHWISE = 4
+"""Pixels of a tile of depthwise convolution: they share each register of weights."""
+
+NEAR = 128
+"""Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles."""
+
 IN_PLACE = 64
 """Channels up to which x need not be packed where nothing is padding: each is another page."""
 
@@ -111,7 +117,7 @@ def pixel_tile(width, rows, channels, lanes, itemsize, steps, shifted):
     candidates = [
         PixelTile(height, cols)
         for height in CHANNELS
-        for cols in range(1, min(WEIGHTS, -(-width // lanes)) + 1)
+        for cols in range(1, min(WEIGHTS * (2 if height == 1 else 1), -(-width // lanes)) + 1)
         if (height + 1) * cols + 1 <= registers()
     ]
 

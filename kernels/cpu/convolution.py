@@ -14,7 +14,7 @@ import numpy as np
 
 from ..launch import bits, share
 from ..simd import native_lanes, number
-from . import blocking, channel_lanes, pixel_lanes, weights
+from . import blocking, channel_lanes, depthwise, pixel_lanes, weights
 from . import weight_gradient as weight_gradients
 from .geometry import dense_strides, itemsize, stored_dtype
 from .pooling import Plan
@@ -192,6 +192,8 @@ class Part:
 
 def _part(problem, after):
     """The nest of least cost, by blocking.py's model."""
+    if problem.channels_last and problem.groups > 1 and problem.inputs == problem.outputs == 1:
+        return _Depthwise(problem, after)
     _, height, width = problem.axes
     lanes, size, taps = native_lanes(problem.dtype), itemsize(number(problem.dtype)), len(problem.weight_taps)
     steps, flat = problem.inputs * max(1, taps), _is_flat(problem)
@@ -199,11 +201,53 @@ def _part(problem, after):
     if flat:
         rows, columns = problem.images, math.prod(axis.size for axis in problem.axes)
     cost, tile = blocking.tile(columns, rows, problem.outputs, lanes, size, steps)
-    if not problem.channels_last and problem.y_strides[4] == 1 and width.step <= PHASES:
+    if not problem.channels_last and width.step <= PHASES:
         other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, size, steps, taps > 1)
         if other < cost:
             return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat)
     return _with_channel_lanes(problem, after, tile, lanes, flat)
+
+
+class _Depthwise:
+    """A depthwise correlation of channels_last maps."""
+
+    def __init__(self, problem, after):
+        dtype, real, channels = problem.dtype, number(problem.dtype), problem.groups
+        lanes, taps = native_lanes(dtype), len(problem.weight_taps)
+        self.itemsize, blocks = itemsize(real), -(-channels // lanes)
+        self.packed, self.panel = blocks * lanes * (taps + 1), 0
+        self.start = problem.y_start * itemsize(dtype)
+        counts = tuple(axis.outputs for axis in problem.axes)
+        self.products = problem.images * channels * taps * math.prod(counts)
+        self.form = dtype, "depthwise", problem.weight_taps, problem.weight_steps
+        inside, tables, steps = _inside(problem.axes, problem.x_strides)
+        self.tables = inside, tables, np.array(problem.weight_taps or (0,), np.int64)
+        KD, KH, KW = (len(axis.offsets) for axis in problem.axes)
+        whole = [o for o, (first, end) in enumerate(inside[sum(counts[:2]) :]) if first == 0 and end == KW]
+        left, right = (whole[0], whole[-1] + 1) if whole else (0, 0)
+        xn, yn, *y_steps = problem.x_strides[0], problem.y_strides[0], *problem.y_strides[2:]
+        addresses = inside.ctypes.data, tables.ctypes.data
+        sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
+        self.plan = Plan(depthwise.forward(dtype, lanes, blocking.DEPTHWISE, after), problem.images * counts[0] * counts[1], sizes, True)
+        self.packing = functools.partial(weights.pack, dtype, lanes, 1)
+        self.blocks = blocks
+        self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
+
+    pack, run = Part.pack, Part.run
+
+
+def _inside(axes, x_strides):
+    """depthwise.py's tables, of the taps inside and of the taps, and x's steps from output to output."""
+    most = max(1, *(len(axis.offsets) for axis in axes))
+    inside, taps = [], np.zeros((3, most), np.int64)
+    for i, (axis, stride) in enumerate(zip(axes, x_strides[2:], strict=True)):
+        positions = np.arange(axis.outputs)[:, None] * axis.step + np.array(axis.offsets, int)
+        here = (positions >= 0) & (positions < axis.size)
+        first = np.where(here.any(1), here.argmax(1) if axis.offsets else 0, 0)
+        inside.append(np.stack([first, first + here.sum(1)], 1))
+        taps[i, : len(axis.offsets)] = np.array(axis.offsets, int) * stride
+    steps = (axis.step * stride for axis, stride in zip(axes, x_strides[2:], strict=True))
+    return np.ascontiguousarray(np.concatenate(inside), np.int64), taps, tuple(steps)
 
 
 PHASES = 4
@@ -233,7 +277,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat):
     layout = Layout(problem, block, 1, tile.cols * lanes, flat, stride * lanes if stride > 1 else 1, stride)
     fits = layout.columns >= tile.cols * lanes and problem.inputs <= blocking.IN_PLACE
     in_place = flat and fits and number(problem.dtype) == problem.dtype
-    constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after
+    constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after, problem.y_strides[4]
     return Part(problem, layout, pixel_lanes.forward, constants, block, math.gcd(block, 8))
 
 
@@ -284,7 +328,37 @@ class Layout:
 @functools.lru_cache(maxsize=1024)
 def weight_gradient(geometry):
     """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
-    return WeightGradient(next(_forward(geometry)), geometry)
+    problem = next(_forward(geometry))
+    once = problem.groups > 1 and problem.inputs == problem.outputs == 1
+    if once and (problem.channels_last or problem.axes[2].step <= PHASES):
+        return DepthwiseWeightGradient(problem)
+    return WeightGradient(problem, geometry)
+
+
+class DepthwiseWeightGradient:
+    """``WeightGradient`` of a depthwise convolution: it needs neither sums nor panels."""
+
+    sums = panel = 0
+
+    def __init__(self, problem):
+        dtype, lanes, channels = problem.dtype, native_lanes(problem.dtype), problem.groups
+        inside, taps, steps = _inside(problem.axes, problem.x_strides)
+        self.tables = inside, taps, np.array(problem.weight_taps, np.int64)
+        counts, (KD, KH, KW) = [axis.outputs for axis in problem.axes], (len(axis.offsets) for axis in problem.axes)
+        xn, xc, yn, yc = *problem.x_strides[:2], *problem.y_strides[:2]
+        sizes = (
+            *(t.ctypes.data for t in self.tables),
+            *(problem.images, channels, *counts, problem.axes[2].size, KD, KH, max(KD, KH, KW)),
+            *(xn, xc, *steps, yn, yc, *problem.y_strides[2:], problem.weight_steps[0]),
+        )
+        if problem.channels_last:
+            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, KW), -(-channels // lanes)
+        else:
+            worker, jobs = depthwise.weights_of_planes(dtype, lanes, KW, problem.axes[2].step), channels
+        self.plan = Plan(worker, jobs, sizes, True)
+
+    def run(self, x, gy, gw, sums, panels, threads):
+        self.plan.run((x, gy, gw), threads)
 
 
 class WeightGradient:
@@ -297,7 +371,7 @@ class WeightGradient:
         depth, height, width = problem.axes
         taps, dilation = geometry.weight_shape[2:], geometry.dilation[2]
         *_, step_d, step_h, step_w = geometry.weight_strides
-        step_g, step_o, step_i = problem.weight_steps
+        step_i = problem.weight_steps[2]
         joined = dilation == 1 or taps[2] == 1
         length = problem.inputs * (taps[2] if joined else 1)
         lines, planes, rows, Q = _lines(depth, height, problem.x_strides)
@@ -314,19 +388,23 @@ class WeightGradient:
         row_bytes = (rowstep * len(planes) + pitch * width.outputs) * size
         bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.JOBS)
         RQ = bands.rows + extra
-        runs = []
+        tiles = -(-length // tile.pixels)
+        starts = np.minimum(np.arange(tiles) * tile.pixels, length - tile.pixels)
+        position = np.arange(length)
+        row_of = position - starts[position // tile.pixels] + position // tile.pixels * tile.pixels
+        along = range(taps[2] if joined else 1)
+        offsets = np.array([kw * step_w + c * step_i for kw in along for c in range(problem.inputs)])
+        runs, weights_each = [], problem.inputs * math.prod(taps)
+        sources = np.zeros(blocking.padded(weights_each, lanes), np.int64)
         for (kd, kh), (plane, row) in zip(itertools.product(range(taps[0]), range(taps[1])), rows, strict=True):
             for kw in range(1 if joined else taps[2]):
-                at = (planes.index(plane) * RQ + row) * rowstep + kw * dilation * problem.inputs
-                runs.append((at, kd * step_d + kh * step_h + kw * step_w))
-        along = range(taps[2] if joined else 1)
-        offsets = [kw * step_w + c * step_i for kw in along for c in range(problem.inputs)]
-        tiles = -(-length // tile.pixels)
+                sources[kd * step_d + kh * step_h + kw * step_w + offsets] = (len(runs) * tiles * tile.pixels + row_of) * block
+                runs.append((planes.index(plane) * RQ + row) * rowstep + kw * dilation * problem.inputs)
         gy_panel = blocking.padded((len(planes) * RQ * rowstep + lanes + tile.pixels) * size, 64)
         self.panel = gy_panel + blocking.padded((bands.rows * width.outputs * pitch + block) * size, 64)
         self.sums = problem.groups * blocks * block * len(runs) * tiles * tile.pixels
         self.empty = pixels == 0
-        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, runs, offsets)]
+        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, runs, sources)]
         chunks, count = -(-blocks // per), -(-height.outputs // bands.rows)
         xn, xc, *_, xw = problem.x_strides
         yn, yc, *_, yw = problem.y_strides
@@ -335,7 +413,8 @@ class WeightGradient:
             *(problem.images, problem.inputs, problem.outputs, chunks, blocks, per),
             *(depth.outputs, height.outputs, width.outputs, bands.rows, count),
             *(len(planes), Q, RQ, columns, low, width.size, width.step, xn, xc, xw, yn, yc, yw),
-            *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles, step_g, step_o),
+            *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles, weights_each),
+            max(1, blocking.NEAR // width.outputs),
         )
         worker = weight_gradients.backward(dtype, lanes, tile.pixels, tile.cols, problem.channels_last)
         self.plan = Plan(worker, problem.groups * chunks, sizes, True)

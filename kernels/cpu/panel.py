@@ -8,7 +8,7 @@ column): the taps of a channel lie in few cache lines, and channels follow each 
 import functools
 
 from ..simd import between, load, load_masked, load_phases_between, number, phase, repeat, splat, store, unroll, with_phase
-from ..tile import columns
+from ..tile import columns, load_apart, store_apart
 from .number import jitable
 
 
@@ -86,6 +86,10 @@ def _from_pixels(dtype, lanes):
                         for j in range(0, width, L):
                             for c in range(0, C, L):
                                 at, mask = source + i * xn + start + c, between(c, 1, 0, C, L)
+                                if c + L <= C and first + j >= 0 and first + j + L <= W:
+                                    whole = columns(load_apart(x, at + (first + j) * xw, xw, L))
+                                    store_apart(panel, target + c * width + j, width, whole)
+                                    continue
                                 found = columns(unroll(pixel, L, repeat(zero, L), (x, at, first + j, W, xw, mask, zero)))
                                 unroll(keep, L, found, (panel, target + c * width + j, width, C - c))
 

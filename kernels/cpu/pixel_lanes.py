@@ -8,19 +8,20 @@ and to 256, 177, where channel_lanes.py gives 135 and 145, PyTorch 156 and 132.
 from numba import int64
 
 from ..compile import specialised
-from ..simd import integers, number, numbers, pointer, pointer_at
+from ..simd import integers, number, numbers, phase, pointer, pointer_at, scatter_between, unroll
 from ..tile import add_outer, each, store_tile, tile_of_each
 from . import panel as panels_of
 from .number import compiled, jitable
 
 
 @specialised
-def forward(dtype, lanes, rows, cols, stride, in_place, single, after):
+def forward(dtype, lanes, rows, cols, stride, in_place, single, after, pixel):
     """Jobs: (band, group, block of ``rows`` output channels).  A tile is ``rows`` channels x ``cols`` registers of pixels of a row.
     ``in_place``: x is read where it lies, as its rows need no padding.  ``single``: one tap.
+    ``pixel``: y's pixels are so far apart.
 
     Arguments: as channel_lanes.forward's; ``stride`` > 1: taps are offsets in a panel by phases."""
-    real, R, C, L, wide = number(dtype), rows, cols, lanes, cols * lanes
+    real, R, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
     pack = panels_of.packing(dtype, lanes, False, stride)
@@ -39,6 +40,26 @@ def forward(dtype, lanes, rows, cols, stride, in_place, single, after):
                     wo += R
             at += width
         return tile
+
+    @jitable
+    def put(tile, i, args):
+        y, at, yc, height, ow, OW = args
+        if i // C < height:
+            base = at + i // C * yc
+            scatter_between(y, base, (ow + i % C * L) * pixel, pixel, 0, OW * pixel, phase(tile, i))
+        return tile
+
+    if pixel == 1:
+
+        @jitable
+        def keep(tile, y, at, yc, height, ow, OW):
+            store_tile(tile, C, y, (at,), ow, yc, height, OW)
+
+    else:
+
+        @jitable
+        def keep(tile, y, at, yc, height, ow, OW):
+            unroll(put, whole, tile, (y, at, yc, height, ow, OW))
 
     if in_place:
 
@@ -82,6 +103,6 @@ def forward(dtype, lanes, rows, cols, stride, in_place, single, after):
                         tile = result(x, at, panel, in_panel, w, weights, taps, IC, T, xc, width)
                         if activates:
                             tile = each(tile, value, p)
-                        store_tile(tile, C, y, (to,), ow, yc, OC - block * R, OW)
+                        keep(tile, y, to, yc, OC - block * R, ow, OW)
 
     return kernel

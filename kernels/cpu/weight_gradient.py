@@ -13,6 +13,7 @@ from numba import int64
 from ..compile import specialised
 from ..simd import (
     between,
+    gather,
     integers,
     load,
     load_masked,
@@ -20,16 +21,22 @@ from ..simd import (
     phase,
     pointer,
     pointer_at,
+    prefetch,
     repeat,
-    scatter_between,
     splat,
     store,
     store_masked,
     unroll,
     with_phase,
 )
-from ..tile import add_outer, columns, tile_of
+from ..tile import add_outer, columns, load_apart, store_apart, tile_of
 from .number import jitable
+
+AHEAD = 8
+"""Pixels ahead for which x is asked for."""
+
+PART = 256
+"""Weights of an output channel that are put in order at a time: those of neighbouring channels lie in the same cache lines."""
 
 
 @functools.cache
@@ -59,6 +66,10 @@ def _by_pixel_from_planes(dtype, lanes):
             low, high = max(0, -(first + j)), max(0, min(L, W - first - j))
             mask = between(0, 1, min(low, high), high, L)
             for c in range(0, pitch, L):
+                if high - low == L and j + L <= width and c + L <= min(channels, pitch):
+                    whole = columns(load_apart(x, at + c * xc + first + j, xc, L))
+                    store_apart(panel, to + j * pitch + c, pitch, whole)
+                    continue
                 found = unroll(channel, L, repeat(zero, L), (x, at + c * xc + first + j, xc, channels - c, mask, zero))
                 ends = between(c, 1, 0, pitch, L)
                 unroll(keep, L, columns(found), (panel, to + j * pitch + c, pitch, width - j, c + L <= pitch, ends))
@@ -74,6 +85,19 @@ def _by_pixel_from_pixels(dtype, lanes):
     @jitable
     def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
         zero = splat(real(0), L)
+        if xw == pitch == channels:  # pixels follow each other here and there
+            left, right = max(0, -first), min(width, W - first)
+            for j in range(0, left * pitch, L):
+                store(panel, to + j, zero)
+            for j in range(left * pitch, right * pitch - L + 1, L):
+                store(panel, to + j, load(x, at + first * xw + j, L))
+            rest = max(left * pitch, right * pitch - (right - left) * pitch % L)
+            for j in range(rest, right * pitch, L):
+                mask = between(j, 1, 0, right * pitch, L)
+                store_masked(panel, to + j, load_masked(x, at + first * xw + j, mask, zero), mask)
+            for j in range(right * pitch, width * pitch, L):
+                store_masked(panel, to + j, zero, between(j, 1, 0, width * pitch, L))
+            return
         for j in range(width):
             inside = 0 <= first + j < W
             for c in range(0, pitch, L):
@@ -91,8 +115,8 @@ def _by_pixel_from_pixels(dtype, lanes):
 def backward(dtype, lanes, rows, cols, pixels):
     """Jobs: (group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
 
-    Arguments: x, gy, gw, sums, panels, jobs a thread; addresses of the lines of x and of gy, of the runs (plane, row and column of each,
-    and where its first weight lies in gw) and of the weights' offsets in a run; sizes, see convolution.py."""
+    Arguments: x, gy, gw, sums, panels, jobs a thread; addresses of the lines of x and of gy, of the runs' first numbers in a panel, and
+    of where each weight of an output channel, in the order of gw, lies among its sums; sizes, see convolution.py."""
     real, R, C, L, B, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
     pack = (_by_pixel_from_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
 
@@ -106,7 +130,7 @@ def backward(dtype, lanes, rows, cols, pixels):
     def kernel(args, start, stop):
         x, gy, gw, sums = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, real)
         panels, grain = integers(args, 4, 2)
-        lines, outs, runs, offsets = (
+        lines, outs, runs, sources = (
             pointer(args, 6, int64),
             pointer(args, 7, int64),
             pointer(args, 8, int64),
@@ -114,7 +138,7 @@ def backward(dtype, lanes, rows, cols, pixels):
         )
         N, IC, OC, chunks, blocks, per, OD, OH, OW, band_height, bands = integers(args, 10, 11)
         KP, Q, RQ, width, first, W, S, xn, xc, xw, yn, yc, yw = integers(args, 21, 13)
-        rowstep, pitch, gy_panel, bytes_, count, length, tiles, step_g, step_o = integers(args, 34, 9)
+        rowstep, pitch, gy_panel, bytes_, count, length, tiles, size, near = integers(args, 34, 9)
         xs = pointer_at(panels + start // grain * bytes_, real)
         gys = pointer_at(panels + start // grain * bytes_ + gy_panel, real)
         zero = splat(real(0), L)
@@ -140,26 +164,30 @@ def backward(dtype, lanes, rows, cols, pixels):
                         else:
                             pack(x, n * xn + g * IC * xc + line, xc, xw, xs, to, IC, IC, first, width, W)
                 for block in range(block1 - block0):
-                    for run in range(count):
-                        for t in range(tiles):
-                            begin = runs[2 * run] + min(t * R, length - R)
-                            tile = tile_of(R, repeat(zero, C))
-                            for r in range(band_rows):
-                                at, of_gy = begin + r * rowstep, r * OW * pitch + block * B
-                                for _ in range(OW):
-                                    tile = add_outer(tile, xs, (at,), 0, 1, gys, of_gy, C)
-                                    at += S * IC
-                                    of_gy += pitch
-                            unroll(put, whole, tile, (sums, mine + ((block * count + run) * tiles + t) * R * B, band == 0))
+                    for r0 in range(0, band_rows, near):
+                        r1, fresh = min(band_rows, r0 + near), band == 0 and r0 == 0
+                        for run in range(count):
+                            for t in range(tiles):
+                                begin = runs[run] + min(t * R, length - R)
+                                tile = tile_of(R, repeat(zero, C))
+                                for r in range(r0, r1):
+                                    at, of_gy = begin + r * rowstep, r * OW * pitch + block * B
+                                    for _ in range(OW):
+                                        prefetch(xs, at + AHEAD * S * IC)
+                                        tile = add_outer(tile, xs, (at,), 0, 1, gys, of_gy, C)
+                                        at += S * IC
+                                        of_gy += pitch
+                                unroll(put, whole, tile, (sums, mine + ((block * count + run) * tiles + t) * R * B, fresh))
             for block in range(block1 - block0):
-                for run in range(count):
-                    for t in range(tiles):
-                        for r in range(R):
-                            to = g * step_g + runs[2 * run + 1] + offsets[min(t * R, length - R) + r]
-                            for c in range(0, B, L):
-                                at = mine + (((block * count + run) * tiles + t) * R + r) * B + c
-                                o = (block0 + block) * B + c
-                                value = load(sums, at, L) if N > 0 else zero
-                                scatter_between(gw, to, o * step_o, step_o, 0, OC * step_o, value)
+                at, channels = mine + block * count * tiles * R * B, min(B, left - block * B)
+                to = (channel + block * B) * size
+                for part in range(0, size, PART):
+                    for c in range(channels):
+                        for j in range(part, min(size, part + PART), L):
+                            value = gather(sums, at + c, sources, j, L)
+                            if j + L <= size:
+                                store(gw, to + c * size + j, value)
+                            else:
+                                store_masked(gw, to + c * size + j, value, between(j, 1, 0, size, L))
 
     return kernel
