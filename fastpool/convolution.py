@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -287,7 +287,7 @@ class Kept:
     FORMS = 4
 
     def __init__(self) -> None:
-        self._found: dict[Any, tuple[Any, Any, torch.Tensor]] = {}
+        self._found: dict[Any, _Entry] = {}
 
     def __deepcopy__(self, memo: Any) -> Kept:
         return Kept()
@@ -301,28 +301,33 @@ class Kept:
             return packed(plan, weight, bias)
         key = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
         known = self._found.get(plan.form)
-        if known is not None and known[0] == key and known[1] == _samples(tensors):
-            return known[2]
+        if known is not None and known.key == key and known.samples == [v.tobytes() for v in known.views]:
+            return known.packed
         while len(self._found) >= self.FORMS:
             del self._found[next(iter(self._found))]
+        views = [_view(t) for t in tensors]
         found = packed(plan, weight, bias)
-        self._found[plan.form] = (key, _samples(tensors), found)
+        self._found[plan.form] = _Entry(key, views, [v.tobytes() for v in views], found)
         return found
 
 
-def _samples(tensors: Sequence[torch.Tensor]) -> bytes:
-    with torch.no_grad():
-        found = [t.detach().as_strided((min(t.numel(), Kept.SAMPLES),), (_step(t),)) for t in tensors]
-        return b"".join(t.view(torch.uint8 if t.dtype.itemsize == 1 else _BITS[t.dtype.itemsize]).numpy().tobytes() for t in found)
+class _Entry(NamedTuple):
+    key: Any
+    views: list[Any]
+    """Of some numbers of each tensor, in its memory."""
+    samples: list[bytes]
+    packed: torch.Tensor
+
+
+def _view(t: torch.Tensor) -> Any:
+    """NumPy's, of SAMPLES of a tensor's numbers."""
+    count = min(t.numel(), Kept.SAMPLES)
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    spread = t.detach().as_strided((count,), (max(1, last // max(1, count - 1)),))
+    return spread.view(_BITS[t.dtype.itemsize]).numpy()
 
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _step(t: torch.Tensor) -> int:
-    """Between samples: a dense tensor's storage is spanned; of another, what lies before its end."""
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return max(1, last // max(1, min(t.numel(), Kept.SAMPLES) - 1))
 
 
 def forward(

@@ -208,7 +208,11 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
         if self.padding_mode != "zeros":
             input, padding = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         op = convolution.request(function.__name__, rank, self.stride, padding, self.dilation, self.groups)
-        kept = None if torch.compiler.is_compiling() else vars(self).setdefault("_kept", convolution.Kept())
+        kept = None
+        if not torch.compiler.is_compiling():
+            kept = vars(self).get("_kept")
+            if kept is None:
+                kept = vars(self)["_kept"] = convolution.Kept()
         return F.convolved(input, weight, bias, op, None, self.after, kept)
 
     def extra_repr(self: Any) -> str:

@@ -346,6 +346,21 @@ def exchange(tyctx, x, y, distance):
 
 
 @intrinsic
+def total(tyctx, x):
+    """The sum of a float Vec's lanes, by halves."""
+
+    def codegen(ctx, b, sig, args):
+        value, lanes = args[0], x.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = (_part(b, value, first, lanes) for first in (0, lanes))
+            value = b.fadd(low, high)
+        return b.extract_element(value, ir.Constant(I32, 0))
+
+    return x.dtype(x), codegen
+
+
+@intrinsic
 def first_lane(tyctx, x):
     """Lane 0 as a scalar."""
     return x.dtype(x), lambda ctx, b, sig, args: b.extract_element(args[0], ir.Constant(I32, 0))

@@ -132,6 +132,24 @@ def add_outer(tyctx, tile, x, origins, at, step, w, w_offset, cols):
         return tile(tile, x, origins, types.int64, step, w, types.int64, cols), codegen
 
 
+@intrinsic(prefer_literal=True)
+def add_scaled(tyctx, tile, x, at, step, weight, cols):
+    """tile[r, c] += x[at + r * step + c * lanes : at + r * step + (c + 1) * lanes] * weight, each product fused with its sum."""
+    vec, n = tile.dtype, cols.literal_value
+
+    def codegen(ctx, b, sig, args):
+        value, pointer, at, step, weight, _ = args
+        for k in range(tile.count):
+            offset = b.add(at, b.add(b.mul(step, ir.Constant(I64, k // n)), ir.Constant(I64, k % n * vec.lanes)))
+            here = _load_whole(b, _at(b, pointer, offset), vec, x.dtype)
+            found = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), [here, weight, b.extract_value(value, k)])
+            value = b.insert_value(value, found, k)
+        return value
+
+    if number(x.dtype) == vec.dtype == weight.dtype:
+        return tile(tile, x, types.int64, types.int64, weight, cols), codegen
+
+
 @intrinsic
 def each(tyctx, tile, body, args):
     """``body(vec, args)`` of each Vec of a tile."""

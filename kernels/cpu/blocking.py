@@ -33,6 +33,9 @@ SHIFTED = 1.1
 """What registers of x cost that lie in two cache lines: 3x3 of 64 channels of 224x224, 150 GFLOP/s with lanes across pixels, 165 across
 channels."""
 
+ACCUMULATORS = 12
+"""Registers of a tile of depthwise convolution with lanes across pixels: a register of x is loaded for each product anyway."""
+
 DEPTHWISE = 4
 """Pixels of a tile of depthwise convolution: they share each register of weights."""
 

@@ -16,7 +16,7 @@ from ..launch import bits, share
 from ..simd import native_lanes, number
 from . import blocking, channel_lanes, depthwise, pixel_lanes, weights
 from . import weight_gradient as weight_gradients
-from .geometry import dense_strides, itemsize, stored_dtype
+from .geometry import dense_strides, itemsize, lanes_for, stored_dtype
 from .pooling import Plan
 
 
@@ -192,8 +192,11 @@ class Part:
 
 def _part(problem, after):
     """The nest of least cost, by blocking.py's model."""
-    if problem.channels_last and problem.groups > 1 and problem.inputs == problem.outputs == 1:
-        return _Depthwise(problem, after)
+    if problem.groups > 1 and problem.inputs == problem.outputs == 1:
+        if problem.channels_last:
+            return _Depthwise(problem, after)
+        if problem.axes[2].step <= PHASES:
+            return _depthwise_planes(problem, after)
     _, height, width = problem.axes
     lanes, size, taps = native_lanes(problem.dtype), itemsize(number(problem.dtype)), len(problem.weight_taps)
     steps, flat = problem.inputs * max(1, taps), _is_flat(problem)
@@ -254,6 +257,16 @@ PHASES = 4
 """Strides up to which a panel is by phases: a register of each is made at once."""
 
 
+def _depthwise_planes(problem, after):
+    _, height, width = problem.axes
+    lanes = lanes_for(problem.dtype, width.outputs)
+    cols = min(blocking.WEIGHTS, -(-width.outputs // lanes))
+    rows = max(1, min(height.outputs, blocking.ACCUMULATORS // cols))
+    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes if width.step > 1 else 1, width.step, 1)
+    constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
+    return Part(problem, layout, depthwise.forward_planes, constants, 1, 1)
+
+
 def _with_channel_lanes(problem, after, tile, lanes, flat):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
     layout = Layout(problem, block, tile.pieces, tile.pixels, flat, lanes if last else 1, 1)
@@ -284,7 +297,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat):
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases):
+    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases, most=None):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
@@ -307,7 +320,7 @@ class Layout:
         slack = blocking.padded(pixels, native_lanes(real))
         rowstep = problem.inputs * columns + slack
         extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
-        maps = problem.images if depth.outputs == 1 else 1
+        maps = most or (problem.images if depth.outputs == 1 else 1)
         bands = blocking.bands(rowstep * size * max(1, len(planes)), extra, height.outputs, maps, pieces, blocks)
         RQ, along = bands.rows + extra, -(-height.outputs // bands.rows)
 
@@ -345,6 +358,8 @@ class DepthwiseWeightGradient:
         inside, taps, steps = _inside(problem.axes, problem.x_strides)
         self.tables = inside, taps, np.array(problem.weight_taps, np.int64)
         counts, (KD, KH, KW) = [axis.outputs for axis in problem.axes], (len(axis.offsets) for axis in problem.axes)
+        # So many rows of the kernel that they divide it, and their sums fit the registers.
+        high = max(h for h in range(1, KH + 1) if KH % h == 0 and (h == 1 or h * KW <= blocking.registers() - 4))
         xn, xc, yn, yc = *problem.x_strides[:2], *problem.y_strides[:2]
         sizes = (
             *(t.ctypes.data for t in self.tables),
@@ -352,9 +367,10 @@ class DepthwiseWeightGradient:
             *(xn, xc, *steps, yn, yc, *problem.y_strides[2:], problem.weight_steps[0]),
         )
         if problem.channels_last:
-            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, KW), -(-channels // lanes)
+            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, high, KW), -(-channels // lanes)
         else:
-            worker, jobs = depthwise.weights_of_planes(dtype, lanes, KW, problem.axes[2].step), channels
+            lanes = lanes_for(dtype, counts[2])
+            worker, jobs = depthwise.weights_of_planes(dtype, lanes, high, KW, problem.axes[2].step), channels
         self.plan = Plan(worker, jobs, sizes, True)
 
     def run(self, x, gy, gw, sums, panels, threads):

@@ -1,7 +1,6 @@
-"""Depthwise convolution: each channel by its own weights.  Memory is its limit, so x is read where it lies, and no panel is packed.
+"""Depthwise convolution: each channel by its own weights.  Memory is its limit.
 
-Of channels_last maps lanes run across channels.  Of contiguous maps pixel_lanes.py does the forward pass; the gradient of the weights is
-here, with lanes across pixels.
+Of channels_last maps lanes run across channels, of contiguous ones across pixels.
 
 What is inside a map the nests know from tables along each axis: for each output the first and the end of its taps inside, and for
 each tap where it lies from an output's first position, in elements.  x's steps are from output to output.
@@ -16,20 +15,24 @@ from ..simd import (
     integers,
     load,
     load_masked,
+    load_one,
     load_phases_between,
     number,
     numbers,
     phase,
     pointer,
+    pointer_at,
     repeat,
     scatter_between,
     splat,
-    stacked,
     store,
     store_masked,
+    total,
     unroll,
     with_phase,
 )
+from ..tile import add_scaled, each, store_tile
+from . import panel
 from .number import compiled, jitable
 
 
@@ -118,24 +121,91 @@ def forward(dtype, lanes, pixels, after):
 
 
 @specialised
-def weights_of_pixels(dtype, lanes, along):
-    """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of the ``along`` taps of a row of the kernel
-    are in registers together.
+def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
+    """The same of contiguous maps, with lanes across pixels: a tile is ``rows`` output rows by ``cols`` registers of pixels of each.
 
-    Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see convolution.py."""
-    real, K, L = number(dtype), along, lanes
+    Jobs and arguments: as pixel_lanes.forward's, whose blocks are of one output channel."""
+    real, G, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
+    activates = after is not None
+    value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
+    pack = panel.packing(dtype, lanes, False, stride)
 
     @jitable
-    def add(sums, k, args):
-        x, row, taps, first, g, k0, k1, mask, zero = args
-        if k0 <= k < k1:
-            return with_phase(sums, k, fused(load_masked(x, row + taps[first + k], mask, zero), g, phase(sums, k)))
+    def put(tile, i, args):
+        y, to, yh, height, ow, OW = args
+        if i // C < height:
+            scatter_between(y, to + i // C * yh, (ow + i % C * L) * pixel, pixel, 0, OW * pixel, phase(tile, i))
+        return tile
+
+    if pixel == 1:
+
+        @jitable
+        def keep(tile, y, to, yh, height, ow, OW):
+            store_tile(tile, C, y, (to,), ow, yh, height, OW)
+
+    else:
+
+        @jitable
+        def keep(tile, y, to, yh, height, ow, OW):
+            unroll(put, whole, tile, (y, to, yh, height, ow, OW))
+
+    def kernel(args, start, stop):
+        x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
+        panels, grain = integers(args, 3, 2)
+        lines, outs, taps = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        _, _, _, groups, _, T, OD, OH, OW, band_height, _, bands, KP, Q, _ = integers(args, 8, 15)
+        width, first, W, xn, xc, xw, yn, yc, _, rowstep, bytes_ = integers(args, 23, 11)
+        p = numbers(args, 34, count, real, L)
+        mine = pointer_at(panels + start // grain * bytes_, real)
+        yh = outs[1] - outs[0] if OH > 1 else 0
+        for job in range(start, stop):
+            c, band = job % groups, job // groups
+            row0, slab = band % bands * band_height, band // bands
+            od, n = slab % OD, slab // OD
+            band_rows = min(band_height, OH - row0)
+            sizes = lines, 1, KP, band_height + Q - OH, Q, width, first, W, xn, xc, xw, rowstep
+            pack(x, mine, n * xn + c * xc, od * KP * Q + row0, 1, band_rows + Q - OH, sizes)
+            weights = c * (T + 1)
+            for group in range(0, band_rows, G):
+                row = max(0, min(group, band_rows - G))
+                to = n * yn + c * yc + outs[od * OH + row0 + row]
+                for column in range(0, OW, wide):
+                    ow = max(0, min(column, OW - wide))
+                    tile = repeat(load_one(w, weights, L), whole)
+                    for t in range(T):
+                        tile = add_scaled(tile, mine, row * rowstep + ow + taps[t], rowstep, load_one(w, weights + 1 + t, L), C)
+                    if activates:
+                        tile = each(tile, value, p)
+                    keep(tile, y, to, yh, band_rows - row, ow, OW)
+
+    return kernel
+
+
+@specialised
+def weights_of_pixels(dtype, lanes, high, along):
+    """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the
+    kernel are in registers together.
+
+    Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see convolution.py."""
+    real, K, L, sums_together = number(dtype), along, lanes, high * along
+
+    @jitable
+    def add(sums, t, args):
+        x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero = args
+        if h0 <= h + t // K < h1 and k0 <= t % K < k1:
+            here = load_masked(x, at + taps[M + h + t // K] + taps[2 * M + t % K], mask, zero)
+            return with_phase(sums, t, fused(here, g, phase(sums, t)))
         return sums
 
     @jitable
-    def put(sums, k, args):
+    def add_inside(sums, t, args):
+        x, at, taps, M, h, g = args
+        return with_phase(sums, t, fused(load(x, at + taps[M + h + t // K] + taps[2 * M + t % K], L), g, phase(sums, t)))
+
+    @jitable
+    def put(sums, t, args):
         gw, places, first, c, C, step = args
-        scatter_between(gw, places[first + k], c * step, step, 0, C * step, phase(sums, k))
+        scatter_between(gw, places[first + t], c * step, step, 0, C * step, phase(sums, t))
         return sums
 
     def kernel(args, start, stop):
@@ -145,65 +215,71 @@ def weights_of_pixels(dtype, lanes, along):
         zero = splat(real(0), L)
         for job in range(start, stop):
             c = job * L
-            mask = between(c, 1, 0, C, L)
+            mask, full = between(c, 1, 0, C, L), c + L <= C
             for d in range(KD):
-                for h in range(KH):
-                    sums = repeat(zero, K)
+                for h in range(0, KH, high):
+                    sums = repeat(zero, sums_together)
                     for slab in range(N * OD * OH):
                         n, od, oh = slab // (OD * OH), slab // OH % OD, slab % OH
-                        deep, high = 2 * od, 2 * (OD + oh)
-                        if inside[deep] <= d < inside[deep + 1] and inside[high] <= h < inside[high + 1]:
-                            row = n * xn + od * xd + oh * xh + taps[d] + taps[M + h] + c
+                        deep, tall = 2 * od, 2 * (OD + oh)
+                        h0, h1 = inside[tall], inside[tall + 1]
+                        if inside[deep] <= d < inside[deep + 1] and h < h1 and h0 < h + high:
+                            row = n * xn + od * xd + oh * xh + taps[d] + c
                             result = n * yn + od * yd + oh * yh + c
+                            whole = full and h0 <= h and h + high <= h1
                             for ow in range(OW):
-                                at = 2 * (OD + OH + ow)
-                                g = load_masked(gy, result + ow * yw, mask, zero)
-                                given = x, row + ow * xw, taps, 2 * M, g, inside[at], inside[at + 1], mask, zero
-                                sums = unroll(add, K, sums, given)
-                    unroll(put, K, sums, (gw, places, (d * KH + h) * K, c, C, step))
+                                span, at = 2 * (OD + OH + ow), row + ow * xw
+                                k0, k1 = inside[span], inside[span + 1]
+                                if whole and k0 == 0 and k1 == K:
+                                    g = load(gy, result + ow * yw, L)
+                                    sums = unroll(add_inside, sums_together, sums, (x, at, taps, M, h, g))
+                                else:
+                                    g = load_masked(gy, result + ow * yw, mask, zero)
+                                    given = x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero
+                                    sums = unroll(add, sums_together, sums, given)
+                    unroll(put, sums_together, sums, (gw, places, (d * KH + h) * K, c, C, step))
 
     return kernel
 
 
 @specialised
-def weights_of_planes(dtype, lanes, along, stride):
-    """The same of contiguous maps.  Jobs: channels.  Lanes run across the pixels of a row, and are added up at the end, in their order."""
-    real, K, L, S = number(dtype), along, lanes, stride
+def weights_of_planes(dtype, lanes, high, along, stride):
+    """The same of contiguous maps.  Jobs: channels.  Lanes run across the pixels of a row, and are added up at the end."""
+    real, K, L, S, sums_together = number(dtype), along, lanes, stride, high * along
 
     @jitable
-    def add(sums, k, args):
-        x, row, at, taps, first, W, g, zero = args
-        here = load_phases_between(x, row, at + taps[first + k], 0, W, S, zero)[0]
-        return with_phase(sums, k, fused(here, g, phase(sums, k)))
+    def add(sums, t, args):
+        x, row, at, taps, M, h, h0, h1, W, g, zero = args
+        if h0 <= h + t // K < h1:
+            here = load_phases_between(x, row + taps[M + h + t // K], at + taps[2 * M + t % K], 0, W, S, zero)[0]
+            return with_phase(sums, t, fused(here, g, phase(sums, t)))
+        return sums
 
     @jitable
-    def put(sums, k, args):
-        gw, at, places, first, kept = args
-        store(kept, 0, phase(sums, k))
-        total = real(0)
-        for i in range(L):
-            total += kept[i]
-        store_masked(gw, at + places[first + k], splat(total, L), between(0, 1, 0, 1, L))
+    def put(sums, t, args):
+        gw, at, places, first = args
+        store_masked(gw, at + places[first + t], splat(total(phase(sums, t)), L), between(0, 1, 0, 1, L))
         return sums
 
     def kernel(args, start, stop):
         x, gy, gw = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
         inside, taps, places = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, int64)
         N, _, OD, OH, OW, W, KD, KH, M, xn, xc, xd, xh, xw, yn, yc, yd, yh, _, step = integers(args, 6, 20)
-        zero, kept = splat(real(0), L), stacked(L, real)
+        zero = splat(real(0), L)
         for c in range(start, stop):
             for d in range(KD):
-                for h in range(KH):
-                    sums = repeat(zero, K)
+                for h in range(0, KH, high):
+                    sums = repeat(zero, sums_together)
                     for slab in range(N * OD * OH):
                         n, od, oh = slab // (OD * OH), slab // OH % OD, slab % OH
-                        deep, high = 2 * od, 2 * (OD + oh)
-                        if inside[deep] <= d < inside[deep + 1] and inside[high] <= h < inside[high + 1]:
-                            row = n * xn + c * xc + od * xd + oh * xh + taps[d] + taps[M + h]
+                        deep, tall = 2 * od, 2 * (OD + oh)
+                        h0, h1 = inside[tall], inside[tall + 1]
+                        if inside[deep] <= d < inside[deep + 1] and h < h1 and h0 < h + high:
+                            row = n * xn + c * xc + od * xd + oh * xh + taps[d]
                             result = n * yn + c * yc + od * yd + oh * yh
                             for ow in range(0, OW, L):
                                 g = load_masked(gy, result + ow, between(ow, 1, 0, OW, L), zero)
-                                sums = unroll(add, K, sums, (x, row, ow * xw, taps, 2 * M, W, g, zero))
-                    unroll(put, K, sums, (gw, c * step, places, (d * KH + h) * K, kept))
+                                sums = unroll(add, sums_together, sums, (x, row, ow * xw, taps, M, h, h0, h1, W, g, zero))
+                    unroll(put, sums_together, sums, (gw, c * step, places, (d * KH + h) * K))
 
     return kernel
