@@ -132,6 +132,18 @@ def add_outer(tyctx, tile, x, origins, at, step, w, w_offset, cols):
         return tile(tile, x, origins, types.int64, step, w, types.int64, cols), codegen
 
 
+@intrinsic
+def add_tiles(tyctx, x, y):
+    """The sum of two tiles."""
+
+    def codegen(ctx, b, sig, args):
+        pairs = ((b.extract_value(args[0], k), b.extract_value(args[1], k)) for k in range(x.count))
+        return ctx.make_tuple(b, x, [b.fadd(*pair) for pair in pairs])
+
+    if x == y:
+        return x(x, y), codegen
+
+
 @intrinsic(prefer_literal=True)
 def add_scaled(tyctx, tile, x, at, step, weight, cols):
     """tile[r, c] += x[at + r * step + c * lanes : at + r * step + (c + 1) * lanes] * weight, each product fused with its sum."""

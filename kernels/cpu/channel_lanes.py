@@ -8,8 +8,9 @@ Measured, one core whose FMA peak is about 235 GFLOP/s (float32, AVX-512), input
 from numba import int64
 
 from ..compile import specialised
-from ..simd import integers, number, numbers, pointer, pointer_at, prefetch, repeat, unroll, with_phase
-from ..tile import add_outer, each, load_several, store_columns, store_tile, tile_of
+from ..simd import integers, number, numbers, pointer, pointer_at, prefetch, repeat, splat, unroll, with_phase
+from ..tile import add_outer, add_tiles, each, load_several, store_columns, store_tile, tile_of
+from . import blocking
 from . import panel as panels_of
 from .ahead import asking
 from .number import compiled, jitable
@@ -49,10 +50,8 @@ def forward(dtype, lanes, pieces, rows, cols, step, pixels, pixel, single, after
         return with_phase(found, g, image + at // band_rows * yn + outs[out + at % band_rows])
 
     @jitable
-    def accumulated(panel, origins, at, w, wo, taps, IC, T, width):
-        tile = tile_of(height, load_several(w, wo, L, C))
-        wo += B
-        for _ in range(IC):
+    def chain(tile, panel, origins, at, w, wo, taps, channels, T, width):
+        for _ in range(channels):
             if single:
                 prefetch(panel, origins[0] + at + AHEAD * width)
                 ask(w, wo + AHEAD * B, B)
@@ -66,6 +65,17 @@ def forward(dtype, lanes, pieces, rows, cols, step, pixels, pixel, single, after
                     wo += B
             at += width
         return tile
+
+    @jitable
+    def accumulated(panel, origins, at, w, wo, taps, IC, T, width):
+        together, zeros = max(1, blocking.CHUNK // max(1, T)), tile_of(height, repeat(splat(real(0), L), C))
+        biases = tile_of(height, load_several(w, wo, L, C))
+        wo += B
+        total = chain(biases, panel, origins, at, w, wo, taps, min(IC, together), T, width)
+        for c in range(together, IC, together):
+            more = min(IC - c, together)
+            total = add_tiles(total, chain(zeros, panel, origins, at + c * width, w, wo + c * T * B, taps, more, T, width))
+        return total
 
     if in_place:
 

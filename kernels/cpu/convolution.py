@@ -262,14 +262,14 @@ def _depthwise_planes(problem, after):
     lanes = lanes_for(problem.dtype, width.outputs)
     cols = min(blocking.WEIGHTS, -(-width.outputs // lanes))
     rows = max(1, min(height.outputs, blocking.ACCUMULATORS // cols))
-    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes if width.step > 1 else 1, width.step, 1)
+    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes, width.step, 1)
     constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
     return Part(problem, layout, depthwise.forward_planes, constants, 1, 1)
 
 
 def _with_channel_lanes(problem, after, tile, lanes, flat):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
-    layout = Layout(problem, block, tile.pieces, tile.pixels, flat, lanes if last else 1, 1)
+    layout = Layout(problem, block, tile.pieces, tile.pixels, flat, lanes, 1)
     step = 1 if flat else problem.axes[2].step
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
     small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
@@ -287,7 +287,7 @@ FEW = 4
 def _with_pixel_lanes(problem, after, tile, lanes, flat):
     block, width = tile.channels, problem.axes[2]
     stride = 1 if flat else width.step
-    layout = Layout(problem, block, 1, tile.cols * lanes, flat, stride * lanes if stride > 1 else 1, stride)
+    layout = Layout(problem, block, 1, tile.cols * lanes, flat, stride * lanes, stride)
     fits = layout.columns >= tile.cols * lanes and problem.inputs <= blocking.IN_PLACE
     in_place = flat and fits and number(problem.dtype) == problem.dtype
     constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after, problem.y_strides[4]

@@ -14,39 +14,30 @@ from .number import jitable
 
 @functools.cache
 def _from_planes(dtype, lanes):
-    """Packs a panel from contiguous maps: channel by channel, as they lie in memory.  A row's rim is zeroed by whole registers and what it
-    has of the map written over them; what runs over its end is overwritten by the next channel, or lies in the row's slack."""
+    """Packs a panel from contiguous maps: channel by channel, as they lie in memory.  width is a multiple of lanes, so that stores are of
+    whole cache lines: loads that lie in two cost less."""
     real, L = number(dtype), lanes
-
-    @jitable
-    def copy(x, at, panel, to, count):
-        if count >= L:
-            for j in range(0, count - L + 1, L):
-                store(panel, to + j, load(x, at + j, L))
-            store(panel, to + count - L, load(x, at + count - L, L))
-        else:
-            store(panel, to, load_masked(x, at, between(0, 1, 0, count, L), splat(real(0), L)))
 
     @jitable
     def pack(x, panel, source, line, images, rows, sizes):
         lines, C, KP, RQ, Q, width, first, W, xn, xc, _, rowstep = sizes
         zero = splat(real(0), L)
-        left, right = max(0, -first), min(W, first + width) - first  # of the map's part in a row
         for c in range(C):
             for i in range(images):
                 for k in range(KP):
                     to = (i * KP + k) * RQ * rowstep + c * width
                     for q in range(rows):
                         start = lines[line + k * Q + q]
-                        if start < 0 or right <= left:
+                        if start < 0:
                             for j in range(0, width, L):
                                 store(panel, to + j, zero)
                         else:
-                            for j in range(0, left, L):
-                                store(panel, to + j, zero)
-                            copy(x, source + i * xn + c * xc + start + first + left, panel, to + left, right - left)
-                            for j in range(right, width, L):
-                                store(panel, to + j, zero)
+                            at = source + i * xn + c * xc + start
+                            for j in range(0, width, L):
+                                if first + j >= 0 and first + j + L <= W:
+                                    store(panel, to + j, load(x, at + first + j, L))
+                                else:
+                                    store(panel, to + j, load_phases_between(x, at, first + j, 0, W, 1, zero)[0])
                         to += rowstep
 
     return pack

@@ -8,8 +8,9 @@ and to 256, 177, where channel_lanes.py gives 135 and 145, PyTorch 156 and 132.
 from numba import int64
 
 from ..compile import specialised
-from ..simd import integers, number, numbers, phase, pointer, pointer_at, scatter_between, unroll
-from ..tile import add_outer, each, store_tile, tile_of_each
+from ..simd import integers, number, numbers, phase, pointer, pointer_at, repeat, scatter_between, splat, unroll
+from ..tile import add_outer, add_tiles, each, store_tile, tile_of_each
+from . import blocking
 from . import panel as panels_of
 from .number import compiled, jitable
 
@@ -27,10 +28,8 @@ def forward(dtype, lanes, rows, cols, stride, in_place, single, after, pixel):
     pack = panels_of.packing(dtype, lanes, False, stride)
 
     @jitable
-    def accumulated(x, at, w, wo, taps, IC, T, width):
-        tile = tile_of_each(w, wo, R, C, L)
-        wo += R
-        for _ in range(IC):
+    def chain(tile, x, at, w, wo, taps, channels, T, width):
+        for _ in range(channels):
             if single:
                 tile = add_outer(tile, w, (wo,), 0, 1, x, at, C)
                 wo += R
@@ -40,6 +39,16 @@ def forward(dtype, lanes, rows, cols, stride, in_place, single, after, pixel):
                     wo += R
             at += width
         return tile
+
+    @jitable
+    def accumulated(x, at, w, wo, taps, IC, T, width):
+        together, zeros = max(1, blocking.CHUNK // max(1, T)), repeat(splat(real(0), L), whole)
+        total = chain(tile_of_each(w, wo, R, C, L), x, at, w, wo + R, taps, min(IC, together), T, width)
+        wo += R
+        for c in range(together, IC, together):
+            more = min(IC - c, together)
+            total = add_tiles(total, chain(zeros, x, at + c * width, w, wo + c * T * R, taps, more, T, width))
+        return total
 
     @jitable
     def put(tile, i, args):
