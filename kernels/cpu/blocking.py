@@ -33,15 +33,25 @@ SHIFTED = 1.1
 """What registers of x cost that lie in two cache lines: 3x3 of 64 channels of 224x224, 150 GFLOP/s with lanes across pixels, 165 across
 channels."""
 
-ACCUMULATORS = 12
-"""Registers of a tile of depthwise convolution with lanes across pixels: a register of x is loaded for each product anyway."""
+ACCUMULATORS = 14
+"""Registers at most of a tile of depthwise convolution with lanes across pixels: a register of x is loaded for each product anyway."""
 
 CHUNK = 256
 """Products that are summed one after the other; such sums are then added.  One chain of 3x3 of 512 channels, 4608 products, is off by
 2.1e-6 of the largest result, chains of 256 by what PyTorch is, 3e-7 to 6e-7."""
 
-DEPTHWISE = 4
-"""Pixels of a tile of depthwise convolution: they share each register of weights."""
+DEPTHWISE = 8
+"""Pixels of a tile of depthwise convolution, at most: they share each register of weights."""
+
+L1 = 1 << 15
+"""Bytes of what should stay there."""
+
+NEAREST = 1 << 14
+"""Bytes of a panel that is read by one channel alone, in L1."""
+
+FEW_WEIGHTS, SLICES = 1 << 18, 4
+"""Bytes of weights up to which the jobs of their gradient are so many slices of the maps: x and gy are packed once, where jobs of output
+channels each pack all of x."""
 
 NEAR = 128
 """Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles."""
@@ -153,6 +163,18 @@ def sum_tile(length, channels, lanes):
     return min(candidates, key=lambda t: (cost(t), -t.pixels * t.cols))
 
 
+def plane_tile(width, rows, lanes):
+    """(rows, registers of pixels of each) of a tile of depthwise convolution of contiguous maps: what wastes least, then the largest."""
+    most = min(ACCUMULATORS, registers() - 3)
+    cols = min(range(1, min(most, -(-width // lanes)) + 1), key=lambda n: (-(-width // (n * lanes)) * n, -n))
+    return -(-rows // -(-rows // max(1, most // cols))), cols
+
+
+def pixels_together(count):
+    """Of so many outputs in a row, how many a tile of depthwise convolution has."""
+    return max(1, -(-count // -(-count // DEPTHWISE))) if count > 0 else 1
+
+
 def chunk(blocks, groups):
     """How many blocks of output channels a job of a weight gradient has: x is packed once for them.  As many jobs as JOBS would leave each
     little to do with what it packs, so a quarter of that."""
@@ -173,9 +195,9 @@ class Bands(NamedTuple):
     images: int
 
 
-def bands(row_bytes, extra, rows, images, pieces, others):
+def bands(row_bytes, extra, rows, images, pieces, others, budget=None):
     """How many output rows share a panel.  ``row_bytes``: of a panel's row; ``extra``: rows beside those; ``others``: jobs a band."""
-    budget = l2_bytes() // PART_OF_L2
+    budget = budget or l2_bytes() // PART_OF_L2
     fitting = max(pieces, min(rows, budget // row_bytes - extra))
     together = max(1, min(images, budget // (row_bytes * (rows + extra)))) if fitting == rows else 1
     count = -(-rows // fitting)

@@ -231,7 +231,8 @@ class _Depthwise:
         xn, yn, *y_steps = problem.x_strides[0], problem.y_strides[0], *problem.y_strides[2:]
         addresses = inside.ctypes.data, tables.ctypes.data
         sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
-        self.plan = Plan(depthwise.forward(dtype, lanes, blocking.DEPTHWISE, after), problem.images * counts[0] * counts[1], sizes, True)
+        pixels = blocking.pixels_together(right - left)
+        self.plan = Plan(depthwise.forward(dtype, lanes, pixels, KW, after), problem.images * counts[0] * counts[1], sizes, True)
         self.packing = functools.partial(weights.pack, dtype, lanes, 1)
         self.blocks = blocks
         self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
@@ -260,9 +261,8 @@ PHASES = 4
 def _depthwise_planes(problem, after):
     _, height, width = problem.axes
     lanes = lanes_for(problem.dtype, width.outputs)
-    cols = min(blocking.WEIGHTS, -(-width.outputs // lanes))
-    rows = max(1, min(height.outputs, blocking.ACCUMULATORS // cols))
-    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes, width.step, 1)
+    rows, cols = blocking.plane_tile(width.outputs, height.outputs, lanes)
+    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes, width.step, alone=True)
     constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
     return Part(problem, layout, depthwise.forward_planes, constants, 1, 1)
 
@@ -297,7 +297,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat):
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases, most=None):
+    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases, alone=False):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
@@ -320,8 +320,10 @@ class Layout:
         slack = blocking.padded(pixels, native_lanes(real))
         rowstep = problem.inputs * columns + slack
         extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
-        maps = most or (problem.images if depth.outputs == 1 else 1)
-        bands = blocking.bands(rowstep * size * max(1, len(planes)), extra, height.outputs, maps, pieces, blocks)
+        maps = problem.images if depth.outputs == 1 and not alone else 1
+        bands = blocking.bands(
+            rowstep * size * max(1, len(planes)), extra, height.outputs, maps, pieces, blocks, blocking.NEAREST if alone else None
+        )
         RQ, along = bands.rows + extra, -(-height.outputs // bands.rows)
 
         def column(offset):
@@ -394,17 +396,22 @@ class WeightGradient:
         outs = np.arange(depth.outputs)[:, None] * problem.y_strides[2] + np.arange(height.outputs) * problem.y_strides[3]
         low, high = width.offsets[0], width.offsets[-1]
         columns = (width.outputs - 1) * width.step + high - low + 1
-        rowstep = blocking.padded(columns * problem.inputs, lanes)
+        # Runs of several taps need pixels that follow each other.
+        x_pitch = problem.inputs if joined and taps[2] > 1 else blocking.spread(problem.inputs, size)
+        rowstep = blocking.padded(columns * x_pitch, lanes)
         tile = blocking.sum_tile(length, problem.outputs, lanes)
         block = tile.cols * lanes
         blocks = -(-problem.outputs // block)
-        per, pixels = blocking.chunk(blocks, problem.groups), problem.images * depth.outputs * height.outputs * width.outputs
-        pitch = per * block
+        tiles = -(-length // tile.pixels)
+        each = taps[0] * taps[1] * (1 if joined else taps[2]) * tiles * tile.pixels * block
+        few = problem.groups * blocks * each * size <= blocking.FEW_WEIGHTS
+        per = blocks if few else blocking.chunk(blocks, problem.groups)
+        pitch = blocking.spread(per * block, size)
         extra = Q - height.outputs
         row_bytes = (rowstep * len(planes) + pitch * width.outputs) * size
-        bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.JOBS)
+        budget = blocking.L1 if extra == 0 and few else None
+        bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.SLICES if few else blocking.JOBS, budget)
         RQ = bands.rows + extra
-        tiles = -(-length // tile.pixels)
         starts = np.minimum(np.arange(tiles) * tile.pixels, length - tile.pixels)
         position = np.arange(length)
         row_of = position - starts[position // tile.pixels] + position // tile.pixels * tile.pixels
@@ -415,29 +422,33 @@ class WeightGradient:
         for (kd, kh), (plane, row) in zip(itertools.product(range(taps[0]), range(taps[1])), rows, strict=True):
             for kw in range(1 if joined else taps[2]):
                 sources[kd * step_d + kh * step_h + kw * step_w + offsets] = (len(runs) * tiles * tile.pixels + row_of) * block
-                runs.append((planes.index(plane) * RQ + row) * rowstep + kw * dilation * problem.inputs)
+                runs.append((planes.index(plane) * RQ + row) * rowstep + kw * dilation * x_pitch)
         gy_panel = blocking.padded((len(planes) * RQ * rowstep + lanes + tile.pixels) * size, 64)
         self.panel = gy_panel + blocking.padded((bands.rows * width.outputs * pitch + block) * size, 64)
-        self.sums = problem.groups * blocks * block * len(runs) * tiles * tile.pixels
-        self.empty = pixels == 0
         self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, runs, sources)]
+        *addresses, source = (t.ctypes.data for t in self.tables)
         chunks, count = -(-blocks // per), -(-height.outputs // bands.rows)
+        slices = min(blocking.SLICES, problem.images * depth.outputs * count) if few else 1
+        self.sums = slices * problem.groups * blocks * each
         xn, xc, *_, xw = problem.x_strides
         yn, yc, *_, yw = problem.y_strides
         sizes = (
-            *(t.ctypes.data for t in self.tables),
+            *addresses,
             *(problem.images, problem.inputs, problem.outputs, chunks, blocks, per),
             *(depth.outputs, height.outputs, width.outputs, bands.rows, count),
             *(len(planes), Q, RQ, columns, low, width.size, width.step, xn, xc, xw, yn, yc, yw),
-            *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles, weights_each),
-            max(1, blocking.NEAR // width.outputs),
+            *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles),
+            *(max(1, blocking.NEAR // width.outputs), slices, problem.groups, x_pitch),
         )
         worker = weight_gradients.backward(dtype, lanes, tile.pixels, tile.cols, problem.channels_last)
-        self.plan = Plan(worker, problem.groups * chunks, sizes, True)
+        self.plan = Plan(worker, slices * problem.groups * chunks, sizes, True)
+        sizes = source, weights_each, problem.outputs, blocks, each, slices, problem.groups * blocks * each
+        self.last = Plan(weight_gradients.ordered(dtype, lanes, block), problem.groups * blocks, sizes, True)
 
     def run(self, x, gy, gw, sums, panels, threads):
         plan = self.plan
-        plan.run((x, gy, gw, sums, panels, share(plan.jobs, threads)[1]), threads)
+        plan.run((x, gy, sums, panels, share(plan.jobs, threads)[1]), threads)
+        self.last.run((gw, sums), threads)
 
 
 def _is_flat(problem):

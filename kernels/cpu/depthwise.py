@@ -37,11 +37,12 @@ from .number import compiled, jitable
 
 
 @specialised
-def forward(dtype, lanes, pixels, after):
-    """Jobs: (map, output row) of channels_last maps.  A tile is ``pixels`` outputs of a row by a register of channels.
+def forward(dtype, lanes, pixels, along, after):
+    """Jobs: (map, output row) of channels_last maps.  A tile is ``pixels`` outputs of a row by a register of channels; a row of the kernel
+    has ``along`` taps.
 
     Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see convolution.py; the activation's parameters."""
-    real, P, L = number(dtype), pixels, lanes
+    real, P, K, L, products = number(dtype), pixels, along, lanes, pixels * along
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
@@ -58,9 +59,10 @@ def forward(dtype, lanes, pixels, after):
             return x
 
     @jitable
-    def add(tile, r, args):
-        x, at, step, weight = args
-        return with_phase(tile, r, fused(load(x, at + r * step, L), weight, phase(tile, r)))
+    def add(tile, i, args):
+        x, w, row, taps, first, xw, weights = args
+        here, weight = load(x, row + taps[first + i // P] + i % P * xw, L), load(w, weights + i // P * L, L)
+        return with_phase(tile, i % P, fused(here, weight, phase(tile, i % P)))
 
     @jitable
     def put(tile, r, args):
@@ -71,23 +73,22 @@ def forward(dtype, lanes, pixels, after):
     @jitable
     def several(x, w, y, at, to, taps, spans, sizes, p):
         d0, d1, h0, h1 = spans
-        KH, KW, M, xw, yw, mine = sizes
+        KH, M, xw, yw, mine = sizes
         tile = repeat(load(w, mine, L), P)
         for d in range(d0, d1):
             for h in range(h0, h1):
-                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * KW) * L
-                for k in range(KW):
-                    tile = unroll(add, P, tile, (x, row + taps[2 * M + k], xw, load(w, weights + k * L, L)))
+                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * K) * L
+                tile = unroll(add, products, tile, (x, w, row, taps, 2 * M, xw, weights))
         unroll(put, P, tile, (y, to, yw, p))
 
     @jitable
     def one(x, w, y, at, to, taps, spans, k0, k1, sizes, mask, p):
         d0, d1, h0, h1 = spans
-        KH, KW, M, _, _, mine = sizes
+        KH, M, _, _, mine = sizes
         total = load(w, mine, L)
         for d in range(d0, d1):
             for h in range(h0, h1):
-                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * KW) * L
+                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * K) * L
                 for k in range(k0, k1):
                     here = load_masked(x, row + taps[2 * M + k], mask, splat(real(0), L))
                     total = fused(here, load(w, weights + k * L, L), total)
@@ -96,7 +97,7 @@ def forward(dtype, lanes, pixels, after):
     def kernel(args, start, stop):
         x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
         inside, taps = pointer(args, 5, int64), pointer(args, 6, int64)
-        C, OD, OH, OW, KH, KW, T, M, left, right, xn, xd, xh, xw, yn, yd, yh, yw = integers(args, 7, 18)
+        C, OD, OH, OW, KH, _, T, M, left, right, xn, xd, xh, xw, yn, yd, yh, yw = integers(args, 7, 18)
         p = numbers(args, 25, count, real, L)
         for job in range(start, stop):
             n, od, oh = job // (OH * OD), job // OH % OD, job % OH
@@ -104,10 +105,13 @@ def forward(dtype, lanes, pixels, after):
             row, result = n * xn + od * xd + oh * xh, n * yn + od * yd + oh * yh
             ow = 0
             while ow < OW:
-                at, to, many = row + ow * xw, result + ow * yw, left <= ow and ow + P <= right
+                many = left <= ow < right and left + P <= right
+                if many:  # the last overlaps the one before
+                    ow = min(ow, right - P)
+                at, to = row + ow * xw, result + ow * yw
                 span = 2 * (OD + OH + ow)
                 for c in range(0, C, L):
-                    sizes = KH, KW, M, xw, yw, c * (T + 1)
+                    sizes = KH, M, xw, yw, c * (T + 1)
                     if many and c + L <= C:
                         several(x, w, y, at + c, to + c, taps, spans, sizes, p)
                     else:

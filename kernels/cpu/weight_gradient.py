@@ -2,8 +2,9 @@
 
 Of a band of output rows x and gy are packed pixel by pixel, channels side by side.  Then what a pixel of gy meets of a row of x, all taps
 along the row of all channels, is one *run* of consecutive numbers, and ``rows`` of them by ``cols`` registers of output channels are a
-tile, which takes a pixel a step.  Sums over a band stay in registers; bands are added in memory, in their order, by the one
-thread that has the output channels: the result does not depend on how many threads there are.
+tile, which takes a pixel a step.  Sums over a band stay in registers; bands are added in memory, in their order.  A job
+has some of the output channels, or where weights are few, some of the bands, whose sums are added at last: jobs do not depend on how
+many threads there are, and so results do not.
 """
 
 import functools
@@ -113,10 +114,10 @@ def _by_pixel_from_pixels(dtype, lanes):
 
 @specialised
 def backward(dtype, lanes, rows, cols, pixels):
-    """Jobs: (group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
+    """Jobs: (slice of the bands, group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
 
-    Arguments: x, gy, gw, sums, panels, jobs a thread; addresses of the lines of x and of gy, of the runs' first numbers in a panel, and
-    of where each weight of an output channel, in the order of gw, lies among its sums; sizes, see convolution.py."""
+    Arguments: x, gy, sums, panels, jobs a thread; addresses of the lines of x and of gy, and of the runs' first numbers in a panel;
+    sizes, see convolution.py."""
     real, R, C, L, B, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
     pack = (_by_pixel_from_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
 
@@ -128,27 +129,23 @@ def backward(dtype, lanes, rows, cols, pixels):
         return tile
 
     def kernel(args, start, stop):
-        x, gy, gw, sums = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, real)
-        panels, grain = integers(args, 4, 2)
-        lines, outs, runs, sources = (
-            pointer(args, 6, int64),
-            pointer(args, 7, int64),
-            pointer(args, 8, int64),
-            pointer(args, 9, int64),
-        )
-        N, IC, OC, chunks, blocks, per, OD, OH, OW, band_height, bands = integers(args, 10, 11)
-        KP, Q, RQ, width, first, W, S, xn, xc, xw, yn, yc, yw = integers(args, 21, 13)
-        rowstep, pitch, gy_panel, bytes_, count, length, tiles, size, near = integers(args, 34, 9)
+        x, gy, sums = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, real)
+        panels, grain = integers(args, 3, 2)
+        lines, outs, runs = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        N, IC, OC, chunks, blocks, per, OD, OH, OW, band_height, bands = integers(args, 8, 11)
+        KP, Q, RQ, width, first, W, S, xn, xc, xw, yn, yc, yw = integers(args, 19, 13)
+        rowstep, pitch, gy_panel, bytes_, count, length, tiles, near, slices, groups, x_pitch = integers(args, 32, 11)
         xs = pointer_at(panels + start // grain * bytes_, real)
         gys = pointer_at(panels + start // grain * bytes_ + gy_panel, real)
         zero = splat(real(0), L)
         for job in range(start, stop):
-            g, chunk = job // chunks, job % chunks
+            part, g, chunk = job // (groups * chunks), job // chunks % groups, job % chunks
             block0 = chunk * per
             block1 = min(blocks, block0 + per)
             channel, left = g * OC + block0 * B, min(OC, block1 * B) - block0 * B
-            mine = (g * blocks + block0) * count * tiles * R * B
-            for band in range(N * OD * bands):
+            mine = ((part * groups + g) * blocks + block0) * count * tiles * R * B
+            begin, end = N * OD * bands * part // slices, N * OD * bands * (part + 1) // slices
+            for band in range(begin, end):
                 row0, slab = band % bands * band_height, band // bands
                 od, n = slab % OD, slab // OD
                 band_rows = min(band_height, OH - row0)
@@ -162,32 +159,47 @@ def backward(dtype, lanes, rows, cols, pixels):
                             for j in range(0, rowstep, L):
                                 store(xs, to + j, zero)
                         else:
-                            pack(x, n * xn + g * IC * xc + line, xc, xw, xs, to, IC, IC, first, width, W)
+                            pack(x, n * xn + g * IC * xc + line, xc, xw, xs, to, IC, x_pitch, first, width, W)
                 for block in range(block1 - block0):
                     for r0 in range(0, band_rows, near):
-                        r1, fresh = min(band_rows, r0 + near), band == 0 and r0 == 0
+                        r1, fresh = min(band_rows, r0 + near), band == begin and r0 == 0
                         for run in range(count):
                             for t in range(tiles):
-                                begin = runs[run] + min(t * R, length - R)
+                                origin = runs[run] + min(t * R, length - R)
                                 tile = tile_of(R, repeat(zero, C))
                                 for r in range(r0, r1):
-                                    at, of_gy = begin + r * rowstep, r * OW * pitch + block * B
+                                    at, of_gy = origin + r * rowstep, r * OW * pitch + block * B
                                     for _ in range(OW):
-                                        prefetch(xs, at + AHEAD * S * IC)
+                                        prefetch(xs, at + AHEAD * S * x_pitch)
                                         tile = add_outer(tile, xs, (at,), 0, 1, gys, of_gy, C)
-                                        at += S * IC
+                                        at += S * x_pitch
                                         of_gy += pitch
                                 unroll(put, whole, tile, (sums, mine + ((block * count + run) * tiles + t) * R * B, fresh))
-            for block in range(block1 - block0):
-                at, channels = mine + block * count * tiles * R * B, min(B, left - block * B)
-                to = (channel + block * B) * size
-                for part in range(0, size, PART):
-                    for c in range(channels):
-                        for j in range(part, min(size, part + PART), L):
-                            value = gather(sums, at + c, sources, j, L)
-                            if j + L <= size:
-                                store(gw, to + c * size + j, value)
-                            else:
-                                store_masked(gw, to + c * size + j, value, between(j, 1, 0, size, L))
+
+    return kernel
+
+
+@specialised
+def ordered(dtype, lanes, block):
+    """Jobs: (group, block of output channels).  Arguments: gw, sums; address of where each weight of an output channel, in the order of gw,
+    lies among its sums; weights of an output channel, output channels of a group, blocks, sums of a block, slices, sums of a slice."""
+    real, L, B = number(dtype), lanes, block
+
+    def kernel(args, start, stop):
+        gw, sums, sources = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, int64)
+        size, OC, blocks, each, slices, apart = integers(args, 3, 6)
+        for job in range(start, stop):
+            first, at = job % blocks * B, job * each
+            to, channels = (job // blocks * OC + first) * size, min(B, OC - first)
+            for part in range(0, size, PART):
+                for c in range(channels):
+                    for j in range(part, min(size, part + PART), L):
+                        value = gather(sums, at + c, sources, j, L)
+                        for i in range(1, slices):
+                            value = value + gather(sums, i * apart + at + c, sources, j, L)
+                        if j + L <= size:
+                            store(gw, to + c * size + j, value)
+                        else:
+                            store_masked(gw, to + c * size + j, value, between(j, 1, 0, size, L))
 
     return kernel
