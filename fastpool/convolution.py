@@ -406,7 +406,7 @@ def transposed_call(op: Convolution, shape: Ints, gy: torch.Tensor, weight: torc
 
 def weight_gradient(gy: torch.Tensor, x: torch.Tensor, here: Call) -> torch.Tensor:
     """gw; it lies as the weights of the call did."""
-    gw = gy.new_empty_strided(here.weight_shape, gradient_strides(here.weight_shape, here.weight_strides, here.op.rank))
+    gw = backend.empty(gy, here.weight_shape, gradient_strides(here.weight_shape, here.weight_strides, here.op.rank))
     if here.empty:
         return gw.zero_()
     if x.stride() != here.strides:
