@@ -666,6 +666,10 @@ def _transposed(caller: str, rank: int) -> Function:
             raise RuntimeError(f"{caller}: expected a bias of shape {(shape[-rank - 1],)}, got {tuple(bias.shape)}")
         input, weight = backend.materialised(input), backend.materialised(weight)
         bias = bias if bias is None else backend.materialised(bias)
+        # An output_padding of a stride or more, which dilation allows: the convolution of the result has outputs beside the input's.
+        beside = [n - m for n, m in zip(op.output_size(shape[-rank:], tuple(weight.shape[2:])), input.shape[-rank:], strict=True)]
+        if any(beside):
+            input = torch.nn.functional.pad(input, [k for n in reversed(beside) for k in (0, n)])
         here = convolution.transposed_call(op, shape, input, weight)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return ConvolveInput.apply(input, weight, bias, here)
