@@ -1,10 +1,15 @@
 """What every test gets: outputs born poisoned, kernels whatever the size, and torch's settings put back."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastpool import backend, tiny
+from fastpool import backend, convolution, tiny
+
+GUARD = 4096
+"""Bytes behind a convolution's scratch memory that nobody may write."""
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +25,21 @@ def poisoned(monkeypatch):
         return found
 
     monkeypatch.setattr(backend, "empty", empty)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_scratch(monkeypatch):
+    """So do a convolution's packed weights, sums and panels, behind which nothing may be written."""
+    plain = convolution._elements
+
+    @contextmanager
+    def scratch(size, device):
+        block = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
+        yield block.data_ptr()
+        assert (block[size:] == 0xFF).all(), "written past the end of the panels"
+
+    monkeypatch.setattr(convolution, "_elements", lambda like, count: plain(like, count).fill_(torch.nan))
+    monkeypatch.setattr(convolution, "_scratch", scratch)
 
 
 @pytest.fixture(autouse=True)
