@@ -1,9 +1,12 @@
 """What every test gets: outputs born poisoned, kernels whatever the size, and torch's settings put back."""
 
+import math
 from contextlib import contextmanager
 
 import pytest
 import torch
+from fastpool.kernels.cpu import blocking
+from fastpool.kernels.cpu import convolution as nests
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastpool import backend, convolution, tiny
@@ -57,3 +60,44 @@ def settings():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+def forget():
+    """What is known of convolutions by their shapes: with other registers, caches or tiles it is something else."""
+    for known in (convolution.call, nests._planned, nests.weight_gradient):
+        known.cache_clear()
+
+
+@pytest.fixture
+def fresh():
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def small(monkeypatch, fresh):
+    """A convolution's tiles are few, as each is another kernel, compiled in half a second; the nest is the model's, or "channels" or
+    "pixels"; of a small cache there are several bands.  ``small(nest, l2)`` chooses, until the next call."""
+    chosen = {}
+    plain, plain_pixel = blocking.tile, blocking.pixel_tile
+
+    def tile(width, rows, *more):
+        cost = plain(width, rows, *more)[0]
+        pixels = 4 if width >= 4 else 1
+        return cost, blocking.Tile(2 if pixels == width and rows > 1 else 1, pixels, 1)
+
+    def pixel_tile(width, rows, channels, *more):
+        cost = plain_pixel(width, rows, channels, *more)[0]
+        return {"channels": math.inf, "pixels": -1.0}.get(chosen["nest"], cost), blocking.PixelTile(4, 1)
+
+    monkeypatch.setattr(blocking, "tile", tile)
+    monkeypatch.setattr(blocking, "pixel_tile", pixel_tile)
+    monkeypatch.setattr(blocking, "sum_tile", lambda length, *_: blocking.Tile(1, 3 if length >= 3 else 1, 1))
+    monkeypatch.setattr(blocking, "l2_bytes", lambda: chosen["l2"])
+
+    def choose(nest, l2):
+        fresh()
+        chosen.update(nest=nest, l2=l2)
+
+    return choose

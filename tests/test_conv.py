@@ -15,7 +15,6 @@ import torch.nn.functional as T
 from cases import LAYOUTS
 from fastpool.kernels import simd
 from fastpool.kernels.cpu import blocking, channel_lanes, pixel_lanes
-from fastpool.kernels.cpu import convolution as nests
 from fastpool.kernels.cpu import weight_gradient as weight_gradients
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -43,22 +42,9 @@ def every_other(x):
 PLACES = LAYOUTS | {"every-other": every_other, "expanded": expanded}
 
 
-def forget():
-    """What is known of tensors by their shapes: with other registers, caches or tiles it is something else."""
-    for known in (convolution.call, nests._planned, nests.weight_gradient):
-        known.cache_clear()
-
-
-@pytest.fixture
-def fresh():
-    forget()
-    yield forget
-    forget()
-
-
 @pytest.fixture
 def ran(monkeypatch, fresh):
-    """(nest, its constants by name) of every kernel that is asked for, in order; of a CPU with AVX-512 and 1 MiB of L2, whatever this is."""
+    """(nest, its constants by name) of every kernel that is asked for, in order; as of a CPU with AVX-512 and 1 MiB of L2."""
     found = []
     monkeypatch.setenv("FASTPOOL_REGISTER_BYTES", "64")
     monkeypatch.setattr(blocking, "l2_bytes", lambda: 1 << 20)
@@ -184,34 +170,6 @@ def convolutions(draw):
     more = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     shape = draw(st.sampled_from([0, 1, 1, 2, 3])), groups * inputs, *sizes
     return shape, (groups * outputs, inputs, *kernel), more
-
-
-@pytest.fixture
-def small(monkeypatch, fresh):
-    """Few tiles, as each is another kernel, compiled in half a second; the other nest than the model's where asked for; a small cache,
-    and so several bands, likewise.  ``small(nest, l2)`` chooses, until the next call."""
-    chosen = {}
-    plain, plain_pixel = blocking.tile, blocking.pixel_tile
-
-    def tile(width, rows, *more):
-        cost = plain(width, rows, *more)[0]
-        pixels = 4 if width >= 4 else 1
-        return cost, blocking.Tile(2 if pixels == width and rows > 1 else 1, pixels, 1)
-
-    def pixel_tile(width, rows, channels, *more):
-        cost = plain_pixel(width, rows, channels, *more)[0]
-        return {"channels": math.inf, "pixels": -1.0}.get(chosen["nest"], cost), blocking.PixelTile(4, 1)
-
-    monkeypatch.setattr(blocking, "tile", tile)
-    monkeypatch.setattr(blocking, "pixel_tile", pixel_tile)
-    monkeypatch.setattr(blocking, "sum_tile", lambda length, *_: blocking.Tile(1, 3 if length >= 3 else 1, 1))
-    monkeypatch.setattr(blocking, "l2_bytes", lambda: chosen["l2"])
-
-    def choose(nest, l2):
-        fresh()
-        chosen.update(nest=nest, l2=l2)
-
-    return choose
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
