@@ -187,7 +187,9 @@ def _narrowed(b, value, storage, vec):
         odd = b.and_(b.lshr(bits, every(16)), every(1))
         rounded = b.add(bits, b.add(odd, every(0x7FFF)))
         quiet = b.or_(bits, every(0x400000))
-        return b.trunc(b.lshr(b.select(b.fcmp_unordered("uno", value, value), quiet, rounded), every(16)), raw)
+        # Upper halves by a shuffle: of a truncation LLVM makes a store of 32 bits where a constant mask leaves one lane.
+        found = b.bitcast(b.select(b.fcmp_unordered("uno", value, value), quiet, rounded), ir.VectorType(I16, 2 * vec.lanes))
+        return b.shuffle_vector(found, found, _constant(vec.lanes, I32, range(1, 2 * vec.lanes, 2)))
     if storage == float16:
         return b.bitcast(b.fptrunc(value, ir.VectorType(ir.HalfType(), vec.lanes)), raw)
     return value
