@@ -72,9 +72,10 @@ def asked(caller: str, rank: int, stride: Any, padding: Any, dilation: Any, grou
     for name, values in (("stride", step), ("dilation", spread)):
         if min(values) < 1:
             raise RuntimeError(f"{caller}: {name} must be at least 1, got {values}")
-    if type(groups) is not int or groups < 1:
-        raise RuntimeError(f"{caller}: groups must be an int of at least 1, got {groups!r}")
-    return Convolution(caller, rank, step, pad, spread, groups)
+    (count,) = ints(caller, "groups", groups, 1)
+    if count < 1:
+        raise RuntimeError(f"{caller}: groups must be at least 1, got {count}")
+    return Convolution(caller, rank, step, pad, spread, count)
 
 
 def request(caller: str, rank: int, stride: Any, padding: Any, dilation: Any, groups: Any) -> Convolution:
@@ -182,6 +183,8 @@ def _fits(op: Convolution, shape: Ints, weight: Ints) -> Ints:
             f"{caller}: a weight of {weight} with groups={op.groups} takes {inputs * op.groups} channels, the input {shape} has {channels}"
         )
     sizes, kernel = shape[-rank:], weight[2:]
+    if min(sizes) < 1:
+        raise RuntimeError(f"{caller}: {words.axes} must not be empty, got {shape}")
     out = op.output_size(sizes, kernel)
     if min(out) < 1:
         low, high = op.before_and_after(kernel)
@@ -380,8 +383,7 @@ def transposed_shape(op: Convolution, shape: Ints, weight: Ints, more: Ints) -> 
         raise RuntimeError(
             f"{caller}: expected an input of {WORDS[rank].shapes} and a weight of {rank + 2} dimensions, got {shape}, {weight}"
         )
-    if isinstance(op.padding, str):
-        raise RuntimeError(f"{caller}: padding must be ints, got {op.padding!r}")
+    assert not isinstance(op.padding, str)
     if shape[-rank - 1] != weight[0] or weight[0] % op.groups or min(weight) < 1:
         raise RuntimeError(
             f"{caller}: a weight of {weight} with groups={op.groups} takes {weight[0]} channels, the input {shape} has others"

@@ -567,6 +567,9 @@ def convolved(
     kept: convolution.Kept | None = None,
 ) -> torch.Tensor:
     """The convolution of checked tensors, through autograd where a gradient will be asked for; ``kept``: a module's packed weights."""
+    for t, name in ((input, "input"), (weight, "weight"), (bias, "bias")):
+        if not isinstance(t, torch.Tensor) and (t is not None or name != "bias"):
+            raise TypeError(f"{op.caller}: {name} must be a Tensor, got {type(t).__name__}")
     epilogue = convolution.epilogue(op.caller, after)
     if affine is None and _is_simple(input) and _is_simple(weight) and (bias is None or _is_simple(bias)) and not _is_autocast("cpu"):
         _check_alike(op.caller, (input, weight) if bias is None else (input, weight, bias), weight, bias)
@@ -575,10 +578,7 @@ def convolved(
         return convolution.forward(input, weight, bias, op, epilogue, None, kept)
     scale, shift = _checked_affine(op.caller, weight, affine)
     tensors = [t for t in (input, weight, bias, scale, shift) if t is not None]
-    for t, name in ((input, "input"), (weight, "weight"), (bias, "bias")):
-        if t is not None and not isinstance(t, torch.Tensor):
-            raise TypeError(f"{op.caller}: {name} must be a Tensor, got {type(t).__name__}")
-    if torch.is_autocast_enabled(input.device.type):
+    if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         cast = [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
         given = iter(cast)
@@ -650,7 +650,7 @@ def _transposed(caller: str, rank: int) -> Function:
         groups: int = 1,
         dilation: Any = 1,
     ) -> torch.Tensor:
-        op = convolution.request(caller, rank, stride, padding, dilation, groups)
+        op = convolution.request(caller, rank, stride, ints(caller, "padding", padding, rank), dilation, groups)
         more = ints(caller, "output_padding", output_padding, rank)
         for t, name in ((input, "input"), (weight, "weight")):
             if not isinstance(t, torch.Tensor):
