@@ -213,12 +213,15 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
             kept = vars(self).get("_kept")
             if kept is None:
                 kept = vars(self)["_kept"] = convolution.Kept()
-        return F.convolved(input, weight, bias, op, None, self.after, kept)
+        return F.convolved(input, weight, bias, op, None, getattr(self, "after", None), kept)
 
     def extra_repr(self: Any) -> str:
-        return base.extra_repr(self) + (f", after={self.after!r}" if self.after is not None else "")
+        after = getattr(self, "after", None)
+        # A module is shown among the children, where torch puts it.
+        return base.extra_repr(self) + (f", after={after!r}" if isinstance(after, str) else "")
 
-    members = {"after": None, "__init__": __init__, "_conv_forward": _conv_forward, "extra_repr": extra_repr}
+    # No ``after`` of the class, which converted modules are given: it would hide a child of that name.
+    members = {"__init__": __init__, "_conv_forward": _conv_forward, "extra_repr": extra_repr}
     return base, members
 
 
