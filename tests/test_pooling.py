@@ -319,6 +319,13 @@ def test_global_average_of_a_large_map_is_as_accurate_as_torchs():
         no_worse(F.global_avg_pool2d(LAYOUTS[layout](x)), truth, T.adaptive_avg_pool2d(x, 1), layout)
 
 
+def test_global_pooling_of_one_column():
+    """Whose last axis has a step that is nobody's."""
+    for rows in (1, 40):
+        x = torch.randn(2000).as_strided((2, 3, rows, 1), (900, 300, 7, 7))
+        assert torch.equal(F.global_max_pool2d(x), x.amax((2, 3), keepdim=True))
+
+
 def test_nothing_is_saved_without_a_gradient(monkeypatch):
     saved = []
     plain = backend.forward

@@ -82,6 +82,8 @@ def _merged(geometry):
     if geometry.window is not None:
         return geometry
     (n, c, *sizes), (sn, sc, *strides) = geometry.shape, geometry.strides
+    if not geometry.channels_last and sizes[-1] == 1:
+        strides[-1] = 1  # the step of an axis of one element may be anything: that of a column of a larger tensor, not to go along it
     while (len(sizes) > 1 and strides[-2] == sizes[-1] * strides[-1]) or (len(sizes) > 1 and sizes[-2] == 1):
         sizes[-2:] = [sizes[-2] * sizes[-1]]
         strides[-2:] = [strides[-1]]
