@@ -272,7 +272,11 @@ def test_unbatched_empty_and_memory_format():
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 9, 13), (2, 3, 40, 57)], ids=str)
+GLOBAL = [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 3, 5), (1, 70, 9, 13), (5, 13, 17, 19)]
+"""Few planes and many: several go together."""
+
+
+@pytest.mark.parametrize("shape", [*GLOBAL, (2, 3, 40, 57)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_global_selecting(shape, dtype):
     """Ties and NaN across registers and rows: torch's element, not just torch's value."""
@@ -294,7 +298,7 @@ def test_global_selecting(shape, dtype):
                 assert torch.equal(a.grad, gx), name
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 9, 13), (2, 3, 120, 157)], ids=str)
+@pytest.mark.parametrize("shape", [*GLOBAL, (2, 3, 120, 157)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", SUMMING)
 def test_global_summing(kind, shape, dtype):
@@ -324,6 +328,16 @@ def test_global_pooling_of_one_column():
     for rows in (1, 40):
         x = torch.randn(2000).as_strided((2, 3, rows, 1), (900, 300, 7, 7))
         assert torch.equal(F.global_max_pool2d(x), x.amax((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("shape", [(5, 13, 17, 19), (5, 13, 40, 57)], ids=str)
+def test_global_sums_do_not_depend_on_threads(shape):
+    x, found = torch.randn(shape), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(F.global_l2_pool2d(x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_nothing_is_saved_without_a_gradient(monkeypatch):

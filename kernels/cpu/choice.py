@@ -9,7 +9,7 @@ import numpy as np
 
 from ..compile import nest_name
 from ..simd import LINE, native_lanes, number
-from . import across, bins, contiguous, few, narrow, separable, small, whole_map
+from . import across, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
 from . import channels_last as last
 from .geometry import Geometry, Tables, dense_strides, itemsize, lanes_for, stored_dtype
 from .reduction import index
@@ -453,6 +453,18 @@ def _lies_side_by_side(kind, window):
     return bool(kind.combine) and window.stride[2] > MOST_STRIDE and window.dilation[2] == 1
 
 
+def _whole_plane_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    (n, channels, *outer, length), (sn, sc, *_), lanes = geometry.shape, geometry.strides, native_lanes(dtype)
+    if geometry.window is not None or geometry.channels_last or max(outer) > 1:
+        return None
+    if length < lanes and _can_lie_across(geometry, dtype):
+        return None
+    together = whole_plane.TOGETHER if length <= whole_plane.SMALL and n * channels >= whole_plane.TOGETHER * JOBS else 1
+    constants = kind, dtype, kept, saves, lanes, together
+    return Choice(whole_plane.forward, constants, -(-n * channels // together), (n * channels, channels, sn, sc, length))
+
+
 def _bins_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     if not _lies_side_by_side(kind, geometry.window):
@@ -589,6 +601,7 @@ def _contiguous_backward(asked, bands=None):
 
 
 FORWARD = (
+    _whole_plane_forward,
     _narrow_forward,
     _across_forward,
     _separable_forward,
