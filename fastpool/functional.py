@@ -52,7 +52,10 @@ _INT = {int}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # Names of this module: each look-up in another is 0.04 us of a call's 8.
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_is_wrapped, _transforms = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._are_functorch_transforms_active
+# Where an input is a plain tensor whoever traces is torch.compile.  These two ask in 0.04 us what the two above do in 0.15, and in 1 us
+# what takes those 4 where a large map has just gone through the caches.
+_is_traced = torch.compiler.is_dynamo_compiling
 _is_autocast = torch.is_autocast_enabled
 _threads, _STRIDED = torch.get_num_threads, torch.strided
 
@@ -119,9 +122,9 @@ def _refuse_transforms(caller: str, x: torch.Tensor) -> None:
 
 def _pooled(x: torch.Tensor, op: Pooling, seed: int = 0, p: torch.Tensor | None = None) -> torch.Tensor:
     """y through autograd where a gradient will be asked for; ``p``: the kind's parameters (float64), if one of them may need a gradient."""
-    if type(x) not in _PLAIN or _is_compiling():
+    if type(x) not in _PLAIN or _is_traced():
         return _pooled_by_library(x, op, False, seed, p)[0]
-    if _is_wrapped(x) or forward_ad._current_level >= 0:
+    if _transforms() or forward_ad._current_level >= 0:
         _refuse_transforms(op.caller, x)
     if op.equal is not None:
         try:
