@@ -304,7 +304,9 @@ def _adaptive_asking(caller: str, rank: int, kind: Any) -> Callable[[Any], Pooli
     def asked(output_size: Any) -> Pooling:
         if _is_compiling():
             return make(output_size)
-        return known(output_size if type(output_size) is int else adaptive(caller, rank, output_size).outputs)
+        if type(output_size) is int or (type(output_size) is tuple and {*map(type, output_size)} == _INT):
+            return known(output_size)
+        return known(adaptive(caller, rank, output_size).outputs)
 
     return asked
 
