@@ -148,11 +148,11 @@ def _pooled(kind, dtype, saved, saves, lanes, registers, width, past):
 @specialised
 def forward(kind, dtype, saved, saves, lanes, group, width, past):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
-    and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the seed's halves; the reduction's
-    parameters.  y and saved are dense.  ``width``: columns of the window, if they are written out, or 0.  ``past``: y, whose pixels are
-    whole cache lines, is written past the caches."""
+    and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; elements to ask ahead, or 0; the seed's halves; the
+    reduction's parameters.  y and saved are dense.  ``width``: columns of the window, if they are written out, or 0.  ``past``: y, whose
+    pixels are whole cache lines, is written past the caches."""
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
-    far, ask = ahead.distance(dtype), ahead.asking(dtype)
+    ask = ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
     several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, width, past) for registers in (group, 1))
 
@@ -162,8 +162,8 @@ def forward(kind, dtype, saved, saves, lanes, group, width, past):
         counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
         C, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 9, 9)
         steps = integers(args, 18, 3)
-        KD, KH, KW, SH, SW, k0, k1 = integers(args, 21, 7)
-        p, fill, size = numbers(args, 28, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
+        KD, KH, KW, SH, SW, far, k0, k1 = integers(args, 21, 8)
+        p, fill, size = numbers(args, 29, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
         array, drawn = stacked(room, real), (-1, -1)
         for job in range(start, stop):
             n, r = job // (OD * OH), job % (OD * OH)
@@ -176,7 +176,8 @@ def forward(kind, dtype, saved, saves, lanes, group, width, past):
                 columns = spans_w[3 * ow + 1], spans_w[3 * ow + 2]
                 edge = spans_w[3 * ow] * stride_w
                 last = lowest + edge + (columns[1] - 1) * steps[2]
-                for kh in range(max(lines[0], lines[1] - SH), lines[1]):  # the rows that this row of outputs is the first to read
+                fresh = max(lines[0], lines[1] - SH) if far > 0 else lines[1]
+                for kh in range(fresh, lines[1]):  # the rows that this row of outputs is the first to read
                     ask(x, row + edge + (slices[1] - 1) * steps[0] + kh * steps[1] + far, SW * C)
                 out, tap, count = (job * OW + ow) * C, row_tap + columns[0], row_count * counts_w[ow]
                 if drawing and C <= DRAWN and (n, (r * OW + ow) // 4) != drawn:
@@ -258,13 +259,13 @@ def _gathered(kind, dtype, saved, lanes, registers, uniform, past):
 @specialised
 def backward(kind, dtype, saved, lanes, group, uniform, past):
     """Arguments: gx, gy, saved, x, y; tables: the windows of each slice, row and column, counts of the same; C, D, H, W, OD, OH, OW; x's
-    strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; the reduction's parameters.  gx, gy, saved and y are dense; x and
-    y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are the same.
-    ``past``: gx, whose pixels are whole cache lines, is written past the caches."""
+    strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; elements to ask ahead, or 0; the reduction's parameters.  gx, gy,
+    saved and y are dense; x and y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are
+    the same.  ``past``: gx, whose pixels are whole cache lines, is written past the caches."""
     P, L, real = len(kind.parameters), lanes, number(dtype)
     reads_values = arithmetic(kind).reads_values
     several, one = (_gathered(kind, dtype, saved, lanes, registers, uniform, past) for registers in (group, 1))
-    far, ask = ahead.distance(dtype), ahead.asking(dtype)
+    ask = ahead.asking(dtype)
 
     def kernel(args, start, stop):
         gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -273,8 +274,8 @@ def backward(kind, dtype, saved, lanes, group, uniform, past):
         counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
         tables = pairs_d, pairs_h, pairs_w, counts_d, counts_h, counts_w
         C, D, H, W, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 11, 12)
-        KD, KH, KW, y_end = integers(args, 23, 4)
-        p, size = numbers(args, 27, P, real, L), splat(real(KD * KH * KW), L)
+        KD, KH, KW, y_end, far = integers(args, 23, 5)
+        p, size = numbers(args, 28, P, real, L), splat(real(KD * KH * KW), L)
         for job in range(start, stop):
             n, r = job // (D * H), job % (D * H)
             slice_, line = r // H, r % H
@@ -285,9 +286,9 @@ def backward(kind, dtype, saved, lanes, group, uniform, past):
                 target, pixel, last = (job * W + w) * C, row + w * stride_w, 0
                 if near_d[0] < near_d[1] and near_h[0] < near_h[1] and near_w[0] < near_w[1]:
                     last = (image + (pairs_d[near_d[1] - 2] * OH + pairs_h[near_h[1] - 2]) * OW + pairs_w[near_w[1] - 2]) * C
-                    if pairs_h[near_h[1] - 1] == 0 and pairs_w[near_w[1] - 1] == 0:
+                    if far > 0 and pairs_h[near_h[1] - 1] == 0 and pairs_w[near_w[1] - 1] == 0:
                         ask(gy, last + far, C)
-                if reads_values:
+                if far > 0 and reads_values:
                     ask(x, pixel + far, C)
                 window = gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p
                 c = 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..compile import nest_name
 from ..simd import LINE, native_lanes, number
-from . import across, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
+from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
 from . import channels_last as last
 from .geometry import Geometry, Tables, dense_strides, itemsize, lanes_for, stored_dtype
 from .reduction import index
@@ -420,7 +420,7 @@ def _channels_last_forward(asked):
     lanes, tables, window, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.window, geometry.strides
     sizes = (
         *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, *steps, geometry.end, *tables.steps(),
-        *window.kernel_size, *window.stride[1:],
+        *window.kernel_size, *window.stride[1:], ahead.distance_in(dtype, _elements(*geometry.shape)),
     )  # fmt: skip
     columns = window.kernel_size[2] if window.regular and window.kernel_size[2] <= MOST_ROWS else 0
     past = _goes_past(dtype, _elements(n, channels, *tables.out), channels)
@@ -436,7 +436,7 @@ def _channels_last_backward(asked):
     lanes, tables, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.strides
     sizes = (
         *map(tables.windows, range(3)), *tables.counts(), *geometry.shape[1:], *tables.out, sn, *steps, geometry.end,
-        *geometry.window.kernel_size, _elements(n, channels, *tables.out),
+        *geometry.window.kernel_size, _elements(n, channels, *tables.out), ahead.distance_in(dtype, _elements(*geometry.shape)),
     )  # fmt: skip
     group, past = min(last.GROUP, last.group(kind, lanes, channels)), _goes_past(dtype, _elements(*geometry.shape), channels)
     constants = kind, dtype, kept, lanes, group, tables.uniform(kind), past
