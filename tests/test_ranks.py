@@ -123,10 +123,13 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(("rank", "out"), [(rank, out) for rank, several in OUTPUTS.items() for out in several], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
-def test_adaptive(rank, out, layout):
+@pytest.mark.parametrize(
+    ("layout", "channels"), [("contiguous", 5), ("channels_last", 5), ("channels_last", 3), ("sliced", 5), ("transposed", 5)]
+)
+def test_adaptive(rank, out, layout, channels):
     """Windows of one size (9 to 3), of several, overlapping (9 to 12), and the whole map; gradients of all."""
-    x = adversarial(SHAPES[rank], torch.float32, special=layout == "contiguous")
+    shape = (2, channels, *SHAPES[rank][2:])
+    x = adversarial(shape, torch.float32, special=layout == "contiguous")
     theirs_out = x.shape[2:] if out == (None,) else out
     a, b = leaf(LAYOUTS[layout](x)), leaf(x)
     y, found = named("adaptive_max", rank)(a, out, return_indices=True)
@@ -139,7 +142,7 @@ def test_adaptive(rank, out, layout):
     same(a.grad, b.grad)
     same(named("adaptive_min", rank)(a, out), -named("adaptive_max", rank, T)(-x, theirs_out))
 
-    x = torch.randn(SHAPES[rank])
+    x = torch.randn(shape)
     a, b = leaf(LAYOUTS[layout](x)), leaf(x)
     y, theirs = named("adaptive_avg", rank)(a, out), named("adaptive_avg", rank, T)(b, theirs_out)
     torch.testing.assert_close(y, theirs, check_stride=False)

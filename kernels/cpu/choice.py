@@ -12,7 +12,7 @@ from ..simd import LINE, native_lanes, number
 from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
 from . import channels_last as last
 from .geometry import Geometry, Tables, dense_strides, itemsize, lanes_for, stored_dtype
-from .reduction import index
+from .reduction import index, members
 
 MOST_TAPS, MOST_STRIDE = 8, 4
 """Windows up to this many columns are unrolled and strides up to this share their loads; beyond, one kernel serves all sizes."""
@@ -284,13 +284,13 @@ def _separable_backward(asked):
 # channels_last
 
 
-def _has_few_channels(geometry):
-    """Whether ``few`` can run it: images without gaps, one slice deep, of windows whose columns share loads."""
+def _has_few_channels(kind, geometry):
+    """Whether ``few`` can run it: images without gaps, one slice deep, of windows whose columns share loads or that lie side by side."""
     channels, *sizes = geometry.shape[1:]
     dense = dense_strides(channels, sizes, True)
     together = all(size == 1 or step == next_to for size, step, next_to in zip(sizes, geometry.strides[2:], dense[2:], strict=True))
     window = geometry.window
-    fits = window is None or (window.regular and window.stride[2] <= MOST_STRIDE)
+    fits = _lies_side_by_side(kind, window) or window.stride[2] <= MOST_STRIDE
     return geometry.channels_last and 1 < channels <= few.MOST and together and sizes[0] == 1 and fits
 
 
@@ -327,8 +327,10 @@ def _few_planes(geometry, step):
 def _few_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     window = geometry.window
-    if window is None or not _has_few_channels(geometry):
+    if window is None or not _has_few_channels(kind, geometry):
         return None
+    if len(members(kind, None)) == 1 and _lies_side_by_side(kind, window):
+        return None  # one short chain of sums needs no full lanes: 1x3x224x224 to 7x7, avg 33 us so and 24 as it lies, max 41 and 80
     n, channels, _, height, width = geometry.shape
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
     first, end, low, high = _rows(window, height)
@@ -340,19 +342,20 @@ def _few_forward(asked):
     if not (how := _bands_of_few(asked, out_h, out_w, needed, width)):
         return None
     bands, band, spans, most = how
-    inner = _contiguous_forward(asked.on(_few_planes(geometry, most * width + few.STEP)), (bands, band))
+    planes = asked.on(_few_planes(geometry, most * width + few.STEP))
+    inner = _bins_forward(planes) or _contiguous_forward(planes, (bands, band))
     sizes = (
         inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * width + few.STEP,
         len(inner.sizes) + 2 + len(kind.parameters), *inner.sizes,
     )  # fmt: skip
-    constants = dtype, kept, saves, native_lanes(dtype), channels, *inner.constants
+    constants = dtype, kept, saves, native_lanes(dtype), channels, nest_name(inner.nest), *inner.constants
     return Choice(few.forward, constants, n * bands, sizes, inner.tables)
 
 
 def _few_backward(asked):
     kind, geometry, dtype, kept, _ = asked
     window = geometry.window
-    if window is None or not _has_few_channels(geometry):
+    if window is None or not _has_few_channels(kind, geometry):
         return None
     n, channels, _, height, width = geometry.shape
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
@@ -365,18 +368,19 @@ def _few_backward(asked):
     if not (how := _bands_of_few(asked, height, width, needed, out_w)):
         return None
     bands, band, spans, most = how
-    inner = _contiguous_backward(asked.on(_few_planes(geometry, band * width + few.STEP)), (bands, band))
+    planes = asked.on(_few_planes(geometry, band * width + few.STEP))
+    inner = _bins_backward(planes) or _contiguous_backward(planes, (bands, band))
     sizes = (
         inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * out_w + few.STEP,
         len(inner.sizes) + len(kind.parameters), *inner.sizes,
     )  # fmt: skip
-    constants = kind, dtype, kept, native_lanes(dtype), channels, *inner.constants
+    constants = kind, dtype, kept, native_lanes(dtype), channels, nest_name(inner.nest), *inner.constants
     return Choice(few.backward, constants, n * bands, sizes, inner.tables)
 
 
 def _few_whole_forward(asked):
     kind, geometry, dtype, kept, saves = asked
-    if geometry.window is not None or not _has_few_channels(geometry):
+    if geometry.window is not None or not _has_few_channels(kind, geometry):
         return None
     n, channels, *sizes = geometry.shape
     constants = kind, dtype, kept, saves, native_lanes(dtype), channels
@@ -385,7 +389,7 @@ def _few_whole_forward(asked):
 
 def _few_whole_backward(asked):
     kind, geometry, dtype, kept, _ = asked
-    if geometry.window is not None or not _has_few_channels(geometry):
+    if geometry.window is not None or not _has_few_channels(kind, geometry):
         return None
     n, channels, _, height, width = geometry.shape
     constants = kind, dtype, kept, native_lanes(dtype), channels

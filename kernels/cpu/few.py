@@ -1,13 +1,13 @@
 """Loop nests over channels_last maps of so few channels that they would leave most lanes empty: of an RGB image, 3 of 16.
 
 A block of pixels is loaded and its channels taken apart in registers (``load_phases``).  Windows: the rows that a band of outputs needs are
-taken apart into planes in the cache, pooled there by the nest of contiguous maps, and what comes out is put together again.  Whole maps:
+taken apart into planes in the cache, pooled there by a nest of contiguous maps, and what comes out is put together again.  Whole maps:
 each channel's register goes on by itself.  A job is a band of one image, or an image.
 """
 
 from numba import int32, int64
 
-from ..compile import specialised
+from ..compile import nest_name, specialised
 from ..simd import (
     address,
     between,
@@ -33,7 +33,7 @@ from ..simd import (
     unroll,
     with_phase,
 )
-from . import contiguous
+from . import bins, contiguous
 from .number import jitable
 from .reduction import arithmetic, arrays, members, tupled
 from .sums import cascade, transposed
@@ -44,6 +44,22 @@ MOST = 4
 ROOM, STEP, SLACK, MOST_ARGUMENTS = 1 << 15, 64, 512, 64
 """Elements of a band's planes; between two of them, where a last block runs over; after the last, where some are read and thrown away; and
 arguments of a nest."""
+
+_NESTS = {nest_name(nest): nest for nest in (bins.forward, bins.backward, contiguous.forward, contiguous.backward)}
+
+
+def _nest(name, constants):
+    """(arguments, plane, band, bands of a plane, its rows, the band's first row and end): another nest's worker for a band, inlined."""
+    run, by_rows = jitable(_NESTS[name].__wrapped__(*constants)), name.startswith("bins.")
+
+    @jitable
+    def pool(arguments, plane, b, bands, rows, first, end):
+        if by_rows:
+            run(arguments, plane * rows + first, plane * rows + end)
+        else:
+            run(arguments, plane * bands + b, plane * bands + b + 1)
+
+    return pool
 
 
 def _between(dtype, real, lanes, channels):
@@ -82,11 +98,11 @@ def _between(dtype, real, lanes, channels):
 
 
 @specialised
-def forward(dtype, saved, saves, lanes, channels, *constants):
+def forward(dtype, saved, saves, lanes, channels, name, *constants):
     """Arguments: x, y, saved; a table of each band's first row of x and the end of them; x's stride of N; H, W, OH, OW; bands of an image
-    and rows of outputs of a band; how many arguments of contiguous.forward follow, all but x, y and saved.  That nest sees one
-    image of ``channels`` planes, MOST rows apart."""
-    real, run = number(dtype), jitable(contiguous.forward.__wrapped__(*constants))
+    and rows of outputs of a band; elements between planes; how many arguments of the nest called ``name`` follow, all but x, y and
+    saved.  That nest sees one image of ``channels`` planes."""
+    real, run = number(dtype), _nest(name, constants)
     apart, together = _between(dtype, real, lanes, channels)
     _, kept_together = _between(saved, saved, lanes, channels)
     width, kept_width = real.bitwidth // 8, saved.bitwidth // 8
@@ -110,7 +126,7 @@ def forward(dtype, saved, saves, lanes, channels, *constants):
                 plane = n * channels + c
                 before = (plane * OH + first - c * band) * OW
                 arguments[1], arguments[2] = address(outputs) - before * width, address(chosen) - before * kept_width
-                run(arguments, plane * bands + b, plane * bands + b + 1)
+                run(arguments, plane, b, bands, OH, first, first + rows)
             out = (n * OH + first) * OW * channels
             together(outputs, band * OW, y, out, rows * OW)
             if saves:
@@ -120,11 +136,11 @@ def forward(dtype, saved, saves, lanes, channels, *constants):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, channels, *constants):
+def backward(kind, dtype, saved, lanes, channels, name, *constants):
     """Arguments: gx, gy, saved, x, y; a table of each band's first row of outputs and the end of them; x's stride of N; H, W, OH, OW; bands
-    of an image and rows of inputs of a band; elements between planes of outputs; how many arguments of contiguous.backward follow.
+    of an image and rows of inputs of a band; elements between planes of outputs; how many arguments of the nest called ``name`` follow.
     x and y are read only by a reduction whose gradient needs them."""
-    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), jitable(contiguous.backward.__wrapped__(*constants))
+    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), _nest(name, constants)
     reads_values, reads_saved = A.reads_values, A.reads_saved
     apart, together = _between(dtype, real, lanes, channels)
     kept_apart, _ = _between(saved, residue, lanes, channels)
@@ -158,7 +174,7 @@ def backward(kind, dtype, saved, lanes, channels, *constants):
                 arguments[0], arguments[3] = address(gradients) - before * width, address(maps) - first * W * width
                 arguments[1], arguments[4] = address(given) - outs * width, address(outputs) - outs * width
                 arguments[2] = address(chosen) - outs * kept_width
-                run(arguments, plane * bands + b, plane * bands + b + 1)
+                run(arguments, plane, b, bands, H, first, first + rows)
             together(gradients, band * W, gx, (n * H + first) * W * channels, rows * W)
 
     return kernel
