@@ -152,6 +152,20 @@ def test_adaptive(rank, out, layout, channels):
     torch.testing.assert_close(a.grad, b.grad, check_stride=False)
 
 
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("sizes", [(32, 32), (19, 21)], ids=str)
+def test_adaptive_across_planes(kind, sizes):
+    """Enough planes for a lane each; 4 KiB of them, whose lines lie in one set of the cache."""
+    x = torch.randint(-9, 10, (2, 11, *sizes)).float()
+    a, b = leaf(x), leaf(x)
+    y, theirs = (named(f"adaptive_{kind}", 2, library)(t, (7, 5)) for t, library in ((a, F), (b, T)))
+    torch.testing.assert_close(y, theirs)
+    gy = torch.randn_like(theirs)
+    y.backward(gy)
+    theirs.backward(gy)
+    torch.testing.assert_close(a.grad, b.grad)
+
+
 @pytest.mark.parametrize("kind", ["max", "min", "avg"])
 @pytest.mark.parametrize(("shape", "out"), [((1, 2, 7), [3]), ((2, 3, 10, 7), [4, 3]), ((1, 2, 3, 5, 7), [2, 5, 3])], ids=str)
 def test_adaptive_by_the_rule(kind, shape, out):

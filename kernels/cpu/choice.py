@@ -30,13 +30,14 @@ MOST_ROWS = 3
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
 
-NARROW, PADDED, BINNED = 128, 256, 256
+NARROW, PADDED, GATHERED = 128, 256, 256
 """Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, which would be
-copied between margins anyway; and of one with bins of any sizes, whose lanes would lie inside a bin.
+copied between margins anyway; and of the gradient of one.
 
 us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
-317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; adaptive 7x7 to 3x3 4,830 and 445,
-28x28 to 7x7 393 and 456; large windows, as far as a batch finds room, 8x256x28x28 5x5 s1 2,050 and 1,210.
+317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; as far as a batch finds room, large windows, 8x256x28x28
+5x5 s1 2,050 and 1,210, and bins of several sizes, whose lanes would lie inside a bin: 32x64x32x32 to 7x7 6,500 and 630, to 2x2 of 31x31
+580 and 590.
 """
 
 
@@ -164,7 +165,7 @@ def _narrow_forward(asked):
 
 def _narrow_backward(asked):
     kind, geometry, dtype, kept, _ = asked
-    if not (kind.selects or kind.linear) or not _is_narrow(asked, BINNED):
+    if not (kind.selects or kind.linear) or not _is_narrow(asked, GATHERED):
         return None
     window, (height, width) = geometry.window, geometry.shape[3:]
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
@@ -190,9 +191,7 @@ def _batches(asked):
     kind, geometry, dtype = asked[:3]
     n, channels, *sizes = geometry.shape
     window, lanes, length, most = geometry.window, native_lanes(dtype), _elements(*sizes), NARROW
-    if window and not window.regular:
-        most = BINNED
-    elif _is_separable(kind, geometry):
+    if (window and not window.regular) or _is_separable(kind, geometry):
         most = across.ROOM // lanes
     outputs = _elements(*window.output_size(*sizes)) if window else 1
     if length > most or outputs * lanes > across.ROOM or n * channels < lanes or not _can_lie_across(geometry, dtype):
@@ -221,7 +220,9 @@ def _across_backward(asked):
     inner = backward(asked.on(image))
     more = len(inner.sizes) + len(asked.kind.parameters)
     sizes = n * channels, channels, sn, sc, length, outputs, image.shape[1], inner.jobs, more, *inner.sizes
-    constants = asked.kind, asked.dtype, asked.kept, native_lanes(asked.dtype), nest_name(inner.nest), *inner.constants
+    lanes = native_lanes(asked.dtype)
+    together = lanes // 2 if lanes >= 8 and length * itemsize(asked.dtype) % across.ALIAS == 0 else lanes
+    constants = asked.kind, asked.dtype, asked.kept, lanes, together, nest_name(inner.nest), *inner.constants
     return Choice(across.backward, constants, batches, sizes, inner.tables)
 
 
