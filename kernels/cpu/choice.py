@@ -405,7 +405,8 @@ def _whole_map_forward(asked):
     lanes = lanes_for(dtype, channels)
     group = whole_map.group(kind, lanes, channels, sizes[2])
     arguments = channels, *sizes, sn, *steps, sizes[0] == sizes[1] == 1
-    return Choice(whole_map.forward, (kind, dtype, kept, saves, lanes, group), n * -(-channels // (group * lanes)), arguments)
+    constants = kind, dtype, kept, saves, lanes, group, whole_map.asks(kind, _elements(*geometry.shape) * itemsize(dtype))
+    return Choice(whole_map.forward, constants, n * -(-channels // (group * lanes)), arguments)
 
 
 def _whole_map_backward(asked):
