@@ -116,11 +116,13 @@ def epilogue(caller: str, after: Any) -> Epilogue | None:
     slope: Any = getattr(after, "negative_slope", None)
     if after is None:
         return None
+    # torch.compile would trace through the cache anyway, and warn of it.
+    named = _named.__wrapped__ if torch.compiler.is_compiling() else _named
     if isinstance(after, str):
-        return _named(caller, after, ())
+        return named(caller, after, ())
     for kind, name in ((torch.nn.ReLU6, "relu6"), (torch.nn.ReLU, "relu"), (torch.nn.LeakyReLU, "leaky_relu")):
         if type(after) is kind:
-            return _named(caller, name, (float(slope),) if name == "leaky_relu" else ())
+            return named(caller, name, (float(slope),) if name == "leaky_relu" else ())
     raise TypeError(f"{caller}: after must be a name or a torch.nn.ReLU, ReLU6 or LeakyReLU, got {type(after).__name__}")
 
 
