@@ -1,0 +1,125 @@
+"""The model that cuts a convolution up: it works for any shape, what it chooses fits, and it follows what it was measured by."""
+
+import itertools
+
+import pytest
+from fastpool.kernels.cpu import blocking
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+few, many = st.integers(1, 40), st.integers(1, 5000)
+lanes_and_size = st.sampled_from([(4, 4), (8, 4), (16, 4), (2, 8), (4, 8), (8, 8)])
+
+
+@pytest.fixture(params=[16, 32])
+def registers(request, monkeypatch):
+    monkeypatch.setattr(blocking, "registers", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("count", [16, 32])
+@settings(max_examples=60, deadline=None)
+@given(few | many, few, few | many, lanes_and_size, many)
+def test_a_tile_fits_the_registers_and_the_map(count, width, rows, channels, lanes_and_size, steps):
+    lanes, size = lanes_and_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocking, "registers", lambda: count)
+        cost, tile = blocking.tile(width, rows, channels, lanes, size, steps)
+        assert cost > 0
+        assert min(tile) >= 1
+        # The tile, a row of weights, and what is broadcast.
+        assert tile.pieces * tile.pixels * tile.cols + tile.cols + 1 <= count
+        assert tile.pixels <= width
+        assert tile.pieces <= rows
+        assert tile.pieces == 1 or tile.pixels == width
+        assert tile.cols <= max(1, -(-channels // lanes))
+        cost, tile = blocking.pixel_tile(width, rows, channels, lanes, size, steps, steps % 2 == 0)
+        assert cost > 0
+        assert tile.channels * tile.cols + tile.cols + 1 <= count
+        assert 1 <= tile.cols <= max(1, -(-width // lanes))
+        tile = blocking.sum_tile(width, channels, lanes)
+        assert tile.pixels * tile.cols + tile.cols + 1 <= count
+        assert 1 <= tile.pixels <= width
+
+
+def test_costs_grow_with_the_work(registers):
+    for lanes, size in ((16, 4), (8, 8)):
+        for width, rows, channels, steps in itertools.product((7, 56), (7, 56), (32, 100), (9, 576)):
+            once = blocking.tile(width, rows, channels, lanes, size, steps)[0]
+            assert blocking.tile(width, 2 * rows, channels, lanes, size, steps)[0] > once
+            assert blocking.tile(width, rows, channels, lanes, size, 2 * steps)[0] > once
+            assert blocking.tile(width, rows, 2 * channels, lanes, size, steps)[0] > once
+            # No fewer cycles than the multiply-adds take.
+            assert once >= width * rows * channels * steps / lanes / blocking.PER_CYCLE
+
+
+def test_known_tiles(monkeypatch):
+    """Those that are spoken of: 14 pixels by 32 channels of a 14 or 28 or 56 wide map, rows together where the map is 7 wide."""
+    monkeypatch.setattr(blocking, "registers", lambda: 32)
+    for width in (14, 28, 56):
+        assert blocking.tile(width, width, 64, 16, 4, 576)[1] == (1, 14, 2)
+    assert blocking.tile(7, 8, 512, 16, 4, 4608)[1] == (2, 7, 2)
+    assert blocking.pixel_tile(224, 224, 64, 16, 4, 27, True)[1].channels == 8
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(4, 1 << 22), st.integers(0, 30), few | many, few, st.integers(1, 14), st.integers(1, 600))
+def test_bands_cover_all_rows_and_fit(row_bytes, extra, rows, images, pieces, others):
+    bands = blocking.bands(row_bytes, extra, rows, images, pieces, others)
+    assert 1 <= bands.rows <= rows
+    assert 1 <= bands.images <= images
+    assert bands.images == 1 or bands.rows == rows
+    budget = blocking.l2_bytes() // blocking.PART_OF_L2
+    if bands.rows > pieces or bands.images > 1:
+        assert bands.images * (bands.rows + extra) * row_bytes <= budget
+
+
+@settings(max_examples=80, deadline=None)
+@given(many, few, st.integers(4, 1 << 20))
+def test_runs_are_whole_tiles(pixels, of_tile, bytes_each):
+    run = blocking.run(pixels, min(of_tile, pixels), bytes_each)
+    assert 1 <= run <= pixels
+    assert run == pixels or run % min(of_tile, pixels) == 0
+
+
+@settings(max_examples=80, deadline=None)
+@given(many, st.integers(1, 64), st.sampled_from([4, 8]))
+def test_padding_and_spreading(count, multiple, size):
+    found = blocking.padded(count, multiple)
+    assert count <= found < count + multiple
+    assert found % multiple == 0
+    spread = blocking.spread(count, size)
+    assert spread >= count
+    assert spread * size % 256 != 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(few, st.integers(1, 64))
+def test_chunks_of_a_weight_gradient(blocks, groups):
+    per = blocking.chunk(blocks, groups)
+    assert 1 <= per <= blocks
+    if groups == 1 and blocks > 1:
+        assert -(-blocks // per) >= 2
+
+
+def test_the_cache_and_the_registers_are_this_cpus(monkeypatch):
+    assert blocking.registers() in (16, 32)
+    assert 1 << 15 <= blocking.l2_bytes() <= 1 << 28
+
+    class Missing:
+        def __init__(self, path):
+            pass
+
+        def read_text(self):
+            raise FileNotFoundError
+
+    monkeypatch.setattr(blocking, "Path", Missing)
+    assert blocking.l2_bytes.__wrapped__() == 1 << 20
+    Missing.read_text = lambda self: "2048K\n"
+    assert blocking.l2_bytes.__wrapped__() == 2 << 20
+    Missing.read_text = lambda self: "no size\n"
+    assert blocking.l2_bytes.__wrapped__() == 1 << 20
+    for width, triple, count in ((64, "x86_64-linux", 32), (32, "x86_64-linux", 16), (16, "aarch64-linux", 32)):
+        monkeypatch.setattr(blocking, "register_bytes", lambda width=width: width)
+        monkeypatch.setattr(blocking.llvm, "get_process_triple", lambda triple=triple: triple)
+        assert blocking.registers.__wrapped__() == count

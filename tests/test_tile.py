@@ -1,0 +1,262 @@
+"""Every word of kernels/tile.py against numpy, by dtype and number of lanes; and what a core can multiply."""
+
+import numpy as np
+import pytest
+from fastpool.kernels.compile import specialised
+from fastpool.kernels.cpu import peak
+from fastpool.kernels.cpu.number import jitable
+from fastpool.kernels.number import fused
+from fastpool.kernels.simd import between, bfloat16, float16, load, pointer, repeat, splat, store, store_masked, unroll, with_phase
+from fastpool.kernels.simd import phase as of
+from fastpool.kernels.tile import add_outer, columns, each, load_several, store_columns, store_tile, tile_of, tile_of_each
+from numba import float32, float64
+from test_simd import This, run
+
+THIS = This("test_tile", __file__)
+FLOATS = {"f32": float32, "f64": float64}
+all_lanes = pytest.mark.parametrize("lanes", [4, 8, 16])
+floats = pytest.mark.parametrize("dtype", FLOATS)
+NAN = float("nan")
+
+
+def numbers(dtype, *shape):
+    """Small integers, of which a product or sum is exact."""
+    return np.random.default_rng(0).integers(-9, 10, shape).astype(str(dtype))
+
+
+@specialised
+def built(this, dtype, lanes, rows, cols):
+    """Out rows: load_several, tile_of of it, tile_of_each, each of the last."""
+    L, R, C = lanes, rows, cols
+    whole = R * C
+
+    @jitable
+    def twice_and(vec, args):
+        return vec + vec + args[0]
+
+    @jitable
+    def put(tile, i, args):
+        out, at = args
+        store(out, at + i * L, of(tile, i))
+        return tile
+
+    def kernel(args, start, stop):
+        x, out = pointer(args, 0, dtype), pointer(args, 1, dtype)
+        several = load_several(x, 3, L, C)
+        unroll(put, C, several, (out, 0))
+        unroll(put, whole, tile_of(R, several), (out, C * L))
+        tile = tile_of_each(x, 5, R, C, L)
+        unroll(put, whole, tile, (out, (C + whole) * L))
+        unroll(put, whole, each(tile, twice_and, (splat(dtype(1), L),)), (out, (C + 2 * whole) * L))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 2)])
+def test_tiles_are_built(dtype, lanes, rows, cols):
+    x = numbers(FLOATS[dtype], 3 + 16 * 4)
+    out = np.full((cols + 3 * rows * cols) * lanes, NAN, x.dtype)
+    run(built(THIS, FLOATS[dtype], lanes, rows, cols), x, out)
+    several = x[3 : 3 + cols * lanes]
+    by_row = np.repeat(x[5 : 5 + rows], cols * lanes)
+    assert out.tolist() == np.concatenate([several, np.tile(several, rows), by_row, 2 * by_row + 1]).tolist()
+
+
+@specialised
+def multiplied(this, dtype, lanes, rows, cols, pieces, step):
+    """Two steps of ``pieces`` times ``rows`` rows."""
+    L, C, P, S = lanes, cols, pieces, step
+    height, whole = rows * pieces, rows * cols * pieces
+
+    @jitable
+    def origin(found, i, args):
+        return with_phase(found, i, args[0] + i * args[1])
+
+    @jitable
+    def put(tile, i, args):
+        store(args[0], i * L, of(tile, i))
+        return tile
+
+    def kernel(args, start, stop):
+        x, w, out, first, apart, w_at = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3], args[4], args[5]
+        origins = unroll(origin, P, repeat(first, P), (first, apart))
+        tile = tile_of(height, load_several(w, 0, L, C))
+        for at in range(2):
+            tile = add_outer(tile, x, origins, 7 * at, S, w, w_at + at * C * L, C)
+        unroll(put, whole, tile, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "cols", "pieces", "step"), [(1, 1, 1, 1), (3, 2, 1, 2), (2, 1, 3, 1), (2, 2, 2, 3)])
+def test_an_outer_product_is_added(dtype, lanes, rows, cols, pieces, step):
+    """By rows of several origins, at a step; products are fused with their sums: 1 + tiny is kept where a product alone would lose it."""
+    kind = np.dtype(str(FLOATS[dtype]))
+    x, w = numbers(kind, 200), numbers(kind, 3 * cols * lanes + 5)
+    x[11] = 1 + np.finfo(kind).eps
+    w[5 + cols * lanes] = 1 - np.finfo(kind).eps
+    out = np.full(pieces * rows * cols * lanes, NAN, kind)
+    run(multiplied(THIS, FLOATS[dtype], lanes, rows, cols, pieces, step), x, w, out, 11, 29, 5)
+    expected = np.tile(w[: cols * lanes], (pieces * rows, 1))
+    for at in range(2):
+        weights = w[5 + at * cols * lanes :][: cols * lanes]
+        for piece in range(pieces):
+            for r in range(rows):
+                row, one = piece * rows + r, x[11 + piece * 29 + 7 * at + r * step]
+                expected[row] = [fused(one, a, b) for a, b in zip(weights, expected[row], strict=True)]
+    assert out.tolist() == expected.reshape(-1).tolist()
+
+
+@specialised
+def turned(this, dtype, lanes):
+    L = lanes
+
+    @jitable
+    def take(tile, i, args):
+        return with_phase(tile, i, load(args[0], i * L, L))
+
+    @jitable
+    def put(tile, i, args):
+        store(args[0], i * L, of(tile, i))
+        return tile
+
+    def kernel(args, start, stop):
+        x, out = pointer(args, 0, dtype), pointer(args, 1, dtype)
+        unroll(put, L, columns(unroll(take, L, repeat(splat(dtype(0), L), L), (x,))), (out,))
+
+    return kernel
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+@floats
+def test_columns_of_a_matrix(dtype, lanes):
+    x = np.arange(lanes * lanes, dtype=str(FLOATS[dtype])).reshape(lanes, lanes)
+    out = np.full_like(x, NAN)
+    run(turned(THIS, FLOATS[dtype], lanes), x, out)
+    assert out.tolist() == x.T.tolist()
+
+
+@specialised
+def stored(this, dtype, lanes, rows, cols, pieces, pixel, by_columns, kind):
+    """The tile whose numbers are x's in order, to y of dtype ``kind``; columns ``step`` apart, or rows."""
+    L, C, P, X, whole = lanes, cols, pieces, pixel, rows * cols * pieces
+
+    @jitable
+    def take(tile, i, args):
+        return with_phase(tile, i, load(args[0], i * L, L))
+
+    @jitable
+    def origin(found, i, args):
+        return with_phase(found, i, args[0] + i * args[1])
+
+    def kernel(args, start, stop):
+        x, y, first, apart, at, step, count, height = (
+            pointer(args, 0, dtype), pointer(args, 1, kind), args[2], args[3], args[4], args[5], args[6], args[7],
+        )  # fmt: skip
+        tile = unroll(take, whole, repeat(splat(dtype(0), L), whole), (x,))
+        origins = unroll(origin, P, repeat(first, P), (first, apart))
+        if by_columns:
+            store_columns(tile, C, y, origins, at, step, X, count)
+        else:
+            store_tile(tile, C, y, origins, at, step, height, count)
+
+    return kernel
+
+
+# lanes, dtype, rows a piece, registers a row, pieces, between pixels
+STORED = [
+    (4, "f32", 1, 1, 1, 1),
+    (4, "f64", 5, 2, 1, 2),
+    (8, "f32", 3, 1, 3, 1),
+    (8, "f64", 4, 2, 2, 3),
+    (16, "f32", 14, 2, 1, 1),
+    (16, "f32", 7, 1, 3, 2),
+    (16, "f64", 17, 1, 1, 1),
+    (16, "f32", 1, 1, 2, 4),
+]
+
+
+@pytest.mark.parametrize(("lanes", "dtype", "rows", "cols", "pieces", "pixel"), STORED)
+def test_columns_are_stored(lanes, dtype, rows, cols, pieces, pixel):
+    """Any number of columns; what lies between and beside stays."""
+    x = np.arange(1.0, 1 + pieces * rows * cols * lanes).astype(str(FLOATS[dtype]))
+    matrix, apart, step = x.reshape(pieces * rows, cols * lanes), rows * pixel + 3, pieces * (rows * pixel + 3) + 5
+    for count in (0, 1, lanes - 1, cols * lanes - 1, cols * lanes, cols * lanes + 9):
+        y, expected = (np.full(7 + step * cols * lanes, NAN, x.dtype) for _ in range(2))
+        run(stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, pixel, True, FLOATS[dtype]), x, y, 3, apart, 4, step, count, 0)
+        for row in range(pieces * rows):
+            for column in range(min(count, cols * lanes)):
+                expected[3 + row // rows * apart + 4 + column * step + row % rows * pixel] = matrix[row, column]
+        np.testing.assert_array_equal(y, expected, str(count))
+
+
+@pytest.mark.parametrize(("lanes", "dtype", "rows", "cols", "pieces", "pixel"), [case for case in STORED if case[5] == 1])
+def test_a_tile_is_stored(lanes, dtype, rows, cols, pieces, pixel):
+    """The first rows, the first columns."""
+    x = np.arange(1.0, 1 + pieces * rows * cols * lanes).astype(str(FLOATS[dtype]))
+    matrix, step = x.reshape(pieces * rows, cols * lanes), cols * lanes + 3
+    apart, worker = rows * step + 2, stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, 1, False, FLOATS[dtype])
+    for height in (0, 1, pieces * rows - 1, pieces * rows, pieces * rows + 4):
+        for count in (0, 1, lanes - 1, cols * lanes - 1, cols * lanes, cols * lanes + 9):
+            y, expected = (np.full(7 + pieces * apart, NAN, x.dtype) for _ in range(2))
+            run(worker, x, y, 3, apart, 4, step, count, height)
+            for row in range(min(height, pieces * rows)):
+                for column in range(min(count, cols * lanes)):
+                    expected[3 + row // rows * apart + 4 + row % rows * step + column] = matrix[row, column]
+            np.testing.assert_array_equal(y, expected, f"{height} {count}")
+
+
+@pytest.mark.parametrize("kind", [bfloat16, float16], ids=str)
+@pytest.mark.parametrize(("rows", "pieces", "pixel"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (16, 1, 1)])
+def test_sixteen_bits_are_stored_and_none_beside(kind, rows, pieces, pixel):
+    """One row alone too: of a truncation and a mask of one lane LLVM makes a store of 32 bits."""
+    x = np.arange(1.0, 1 + pieces * rows * 16).astype(np.float32)
+    y = np.full(16 * 40, 77, np.uint16)
+    run(stored(THIS, float32, 16, rows, 1, pieces, pixel, True, kind), x, y, 0, 20, 0, 40, 16, 0)
+    found = (y.astype(np.uint32) << 16).view(np.float32) if kind == bfloat16 else y.view(np.float16).astype(np.float32)
+    untouched = np.ones(y.size, bool)
+    for row in range(pieces * rows):
+        at = row // rows * 20 + row % rows * pixel + 40 * np.arange(16)
+        assert found[at].tolist() == x.reshape(-1, 16)[row].tolist()
+        untouched[at] = False
+    assert (y[untouched] == 77).all()
+
+
+@specialised
+def one_lane(this, dtype, lane):
+    i = lane
+
+    def kernel(args, start, stop):
+        store_masked(pointer(args, 1, dtype), 0, load(pointer(args, 0, float32), 0, 16), between(0, 1, i, i + 1, 16))
+
+    return kernel
+
+
+@pytest.mark.parametrize("kind", [bfloat16, float16], ids=str)
+@pytest.mark.parametrize("lane", [0, 7, 15])
+def test_one_lane_of_sixteen_bits(kind, lane):
+    y = np.full(17, 77, np.uint16)
+    run(one_lane(THIS, kind, lane), np.full(16, 2.0, np.float32), y)
+    assert [i for i, value in enumerate(y) if value != 77] == [lane]
+
+
+# The peak
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_core_multiplies_and_adds(dtype):
+    """A hundred MFLOP/s at least, and no more than 2 FMA of 64 bytes at 8 GHz."""
+    found = peak.gflops(dtype=FLOATS[dtype], samples=3)
+    assert 0.1 < found < 2 * 2 * 16 * 8
+
+
+def test_two_threads_do_twice_the_work(monkeypatch):
+    """As is counted: jobs are as many as threads, each of all rounds."""
+    asked = []
+    monkeypatch.setattr(peak, "launch", lambda worker, jobs, args, threads: asked.append((jobs, threads)))
+    peak.gflops(2, samples=1)
+    assert asked == [(2, 2), (2, 2)]
