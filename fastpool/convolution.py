@@ -217,12 +217,14 @@ def call(op: Convolution, shape: Ints, strides: Ints, weight: Ints, weight_strid
     if copies:
         strides = backend.dense_strides(shape, rank, False)
     layout = backend.five_axes(shape, tuple(strides), rank, bool(last))
+    dense = 1 if last else 4  # an axis 1 long may have any stride; kernels step along this one by 1
+    steps_of_x = (*layout.strides[:dense], 1, *layout.strides[dense + 1 :])
     step_o, step_i, *steps = weight_strides
     full = (*shape[: -rank - 1], weight[0], *out)
     geometry = kernels.Geometry(
         dtype=backend.name_of(dtype),
         shape=layout.shape,
-        strides=layout.strides,
+        strides=steps_of_x,
         channels_last=bool(last),
         weight_shape=(*weight[:2], *_on_three_axes(weight[2:], 1)),
         weight_strides=(step_o, step_i, *_on_three_axes(tuple(steps), 0)),

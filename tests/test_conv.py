@@ -221,6 +221,10 @@ def test_transposed_of_any_geometry(small, geometry, place, seed):
         with pytest.raises(RuntimeError):
             ours(x, w, b, **more)
         return
+    if 0 in expected.shape[-rank:]:  # torch does not look where N is 0
+        with pytest.raises(RuntimeError):
+            ours(x, w, b, **more)
+        return
     gy = integers(*expected.shape)
     exact = convolved(*(t.double() for t in (x, w, b, gy)), theirs, **more)
     assert_equal(convolved(x, w, b, gy, ours, **more), [t.numpy() for t in exact], f"{shape} {weight} {more} {place}")

@@ -33,8 +33,8 @@ def pack(dtype, lanes, cols, biased, scaled):
                     for t in range(T):
                         to += B
                         base = g * step_g + c * step_i + taps[t]
-                        # Lane i is output channel first + i.
-                        found = gather_between(w, base, first * step_o, step_o, 0, OC * step_o, zero)
+                        # Lane i is output channel first + i; of expanded weights all are one.
+                        found = gather_between(w, base, first * step_o, step_o, 0, max(1, OC * step_o), zero)
                         store(packed, to, found * scale if scaled else found)
 
     return kernel
