@@ -52,7 +52,7 @@ class Pooling:
         """None: the whole map."""
         self.parameters, self.include_pad, self.divisor = parameters, include_pad, divisor
         # None for torch.compile, which would trace the making of what it does not use.
-        self.equal = None if torch.compiler.is_compiling() else tiny.equal(kind.name, rank, window, include_pad, divisor)
+        self.equal = None if torch.compiler.is_dynamo_compiling() else tiny.equal(kind.name, rank, window, include_pad, divisor)
         """torch's operator, for tiny maps, if there is one."""
 
     @functools.cached_property
@@ -63,7 +63,7 @@ class Pooling:
     def at(self, parameters: tuple[float, ...]) -> Pooling:
         """The same with other parameters, on which no ``Call`` depends."""
         other = Pooling(self.caller, self.kind, self.rank, self.window, parameters, self.include_pad, self.divisor)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             vars(other)["call"] = self.call
         return other
 
