@@ -1,7 +1,7 @@
-"""fastpool: pooling for PyTorch at the machine's limit, with PyTorch's exact semantics.
+"""fastpool: pooling and direct convolution for PyTorch at the machine's limit, with PyTorch's exact semantics.
 
 ``fastpool.functional`` mirrors torch.nn.functional, ``fastpool.nn`` torch.nn; ``fastpool.convert(model)`` swaps a model's pooling
-modules in place.
+modules in place, and with ``conv=True`` its convolutions.
 """
 
 from pathlib import Path as _Path

@@ -22,4 +22,4 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fastpool")
 def main() -> None:
-    """Pooling for PyTorch at the machine's limit: benchmarks and checks."""
+    """Pooling and convolution for PyTorch at the machine's limit: benchmarks and checks."""

@@ -220,8 +220,12 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
         # A module is shown among the children, where torch puts it.
         return base.extra_repr(self) + (f", after={after!r}" if isinstance(after, str) else "")
 
+    def repack(self: Any) -> None:
+        """Forget the packed weights: after changes of single numbers through ``.data``, which leave no trace."""
+        vars(self).pop("_kept", None)
+
     # No ``after`` of the class, which converted modules are given: it would hide a child of that name.
-    members = {"__init__": __init__, "_conv_forward": _conv_forward, "extra_repr": extra_repr}
+    members = {"__init__": __init__, "_conv_forward": _conv_forward, "extra_repr": extra_repr, "repack": repack}
     return base, members
 
 

@@ -203,6 +203,11 @@ def step(m):
     torch.optim.SGD(m.parameters(), 1.0).step()
 
 
+def a_number_unseen(m):
+    m.weight.data.view(-1)[1] = 9
+    m.repack()
+
+
 def replaced(m):
     m.weight = nn.Parameter(m.weight.detach() + 1)
 
@@ -221,6 +226,7 @@ CHANGES = {
     "load_state_dict-assign": lambda m: m.load_state_dict({"weight": m.weight.detach() + 2, "bias": m.bias.detach() - 1}, assign=True),
     "data-copy": lambda m: m.weight.data.copy_(m.weight.data.flip(0) + 1),
     "data": lambda m: setattr(m.weight, "data", m.weight.data * 2),
+    "data-one-number-and-repack": a_number_unseen,
     "bias-data": lambda m: m.bias.data.add_(1),
     "parameter": replaced,
     "float64": lambda m: m.to(torch.float64),
