@@ -39,7 +39,7 @@ def every_other(x):
     return view
 
 
-PLACES = LAYOUTS | {"every-other": every_other, "expanded": expanded}
+PLACES = LAYOUTS | {"every-other": every_other, "expanded": expanded, "repeated": lambda x: x[:1].expand_as(x)}
 
 
 @pytest.fixture
@@ -172,12 +172,12 @@ def convolutions(draw):
     return shape, (groups * outputs, inputs, *kernel), more
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     convolutions(),
     st.sampled_from(list(PLACES)),
     st.sampled_from(list(PLACES)),
-    st.sampled_from(["f32", "f32", "f32", "f64", "bf16", "f16"]),
+    st.sampled_from(["f32"] * 6 + ["f64", "bf16", "f16"]),
     st.booleans(),
     st.sampled_from(["model", "channels", "pixels"]),
     st.sampled_from([1 << 20, 1 << 13]),
@@ -186,6 +186,8 @@ def convolutions(draw):
 @example(((2, 17, 7, 13), (17, 17, 1, 1), {}), "channels_last", "contiguous", "f32", True, "channels", 1 << 20, 0)
 @example(((2, 17, 7, 13), (17, 17, 1, 1), {}), "contiguous", "channels_last", "f32", True, "pixels", 1 << 13, 0)
 @example(((1, 3, 14, 14), (17, 3, 3, 3), {"padding": 4, "stride": 2}), "channels_last", "contiguous", "f32", True, "model", 1 << 13, 0)
+@example(((1, 3, 4, 7), (17, 3, 1, 1), {}), "contiguous", "expanded", "f32", False, "model", 1 << 20, 0)
+@example(((2, 3, 4, 7), (17, 3, 1, 1), {}), "repeated", "repeated", "f32", True, "channels", 1 << 20, 0)
 def test_any_geometry(small, geometry, place, weights_place, dtype, biased, nest, l2, seed):
     small(nest, l2)
     torch.manual_seed(seed)
@@ -201,7 +203,7 @@ def test_any_geometry(small, geometry, place, weights_place, dtype, biased, nest
         assert_equal(found, (expected[0][0], expected[1][0], *expected[2:]), f"unbatched {shape} {weight} {more}")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(convolutions(), st.sampled_from(list(PLACES)), st.integers(0, 2**31))
 def test_transposed_of_any_geometry(small, geometry, place, seed):
     """The gradient by the input as an operation: torch's own is exact on these integers too."""
@@ -231,8 +233,9 @@ def test_transposed_of_any_geometry(small, geometry, place, seed):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_the_memory_format_is_kept(rank):
+def test_the_memory_format_is_kept(rank, small):
     """Of y as x's, of the gradients as x's and the weights'."""
+    small("model", 1 << 20)
     x, w = torch.randn(2, 5, *(6, 7, 8)[:rank]), torch.randn(4, 5, *[3] * rank)
     for place in ("contiguous", "channels_last"):
         a, b = PLACES[place](x), PLACES[place](w)
@@ -307,8 +310,11 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", LAYERS)
+LAST = ("vgg16-first", "vgg16-wide", "resnet50-3x3-s2", "resnet50-reduce", "mobilenetv2-depthwise", "lenet5-second")
+"""Of LAYERS, enough for the nests of channels_last maps."""
+
+
+@pytest.mark.parametrize(("name", "layout"), [(name, "contiguous") for name in LAYERS] + [(name, "channels_last") for name in LAST])
 def test_layers(name, layout):
     """Of the networks of the case list, forward and backward: an error at most twice torch's."""
     shape, weight, more = LAYERS[name]
@@ -317,9 +323,8 @@ def test_layers(name, layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["f64", "bf16", "f16"])
-@pytest.mark.parametrize("more", [{"padding": 1}, {"padding": (0, 2), "stride": 2, "groups": 2}], ids=["3x3", "3x3-s2-groups"])
-def test_other_dtypes_are_as_accurate(dtype, layout, more):
-    judged((2, 24, 11, 15), (20, 24 // more.get("groups", 1), 3, 3), dtype, more, layout)
+def test_other_dtypes_are_as_accurate(dtype, layout):
+    judged((2, 24, 11, 15), (20, 24, 3, 3), dtype, {"padding": 1}, layout)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +334,9 @@ def test_other_ranks_are_as_accurate(shape, weight, more):
     judged(shape, weight, "f32", more)
 
 
-def test_nan_and_infinity_go_where_they_are_read():
+def test_nan_and_infinity_go_where_they_are_read(small):
     """Padding, tails and idle lanes multiply nothing."""
+    small("model", 1 << 20)
     x, w = integers(1, 3, 9, 21), integers(5, 3, 3, 3)
     x[0, 1, 4, 7], x[0, 0, 0, 0] = math.inf, math.nan
     w[w == 0] = 1  # inf * 0 is NaN, in torch too
@@ -393,8 +399,7 @@ from numba import float32
 print(native_lanes(float32), blocking.registers(), end=" ")
 for shape, weight, more, layout in (
     ((1, 17, 7, 9), (19, 17, 3, 3), {"padding": 1}, "contiguous"),
-    ((1, 17, 7, 9), (19, 17, 3, 3), {"padding": 1}, "channels_last"),
-    ((1, 3, 9, 24), (4, 3, 2, 2), {"stride": 2}, "contiguous"),
+    ((1, 3, 9, 24), (4, 3, 1, 2), {"stride": (1, 2)}, "contiguous"),
     ((2, 5, 4, 8), (7, 5, 1, 1), {}, "channels_last"),
 ):
     x, w, b = tests.LAYOUTS[layout](tests.integers(*shape)), tests.integers(*weight), tests.integers(weight[0])
@@ -420,7 +425,8 @@ def test_narrower_registers(register_bytes):
     [((1, 32, 28, 28), (48, 32, 3, 3), {"padding": 1}), ((3, 48, 10, 10), (48, 6, 3, 3), {"stride": 2, "groups": 8})],
     ids=["one-image", "groups"],
 )
-def test_bits_do_not_depend_on_threads(shape, weight, more, layout):
+def test_bits_do_not_depend_on_threads(shape, weight, more, layout, small):
+    small("model", 1 << 20)
     x, w, b = LAYOUTS[layout](torch.randn(shape)), torch.randn(weight), torch.randn(weight[0])
     gy = torch.randn_like(T.conv2d(x, w, b, **more))
     found = []
@@ -509,8 +515,9 @@ def test_affine(dtype, layout):
     assert torch.equal(F.conv2d(x, w, b, affine=(scale, shift)), expected)
 
 
-def test_affine_under_grad():
+def test_affine_under_grad(small):
     """Gradients of the scale and the shift too: the steps, one by one."""
+    small("model", 1 << 20)
     x, w, b, scale, shift = integers(2, 3, 8, 9), integers(5, 3, 2, 2), integers(5), integers(5), integers(5)
     leaves = [t.double().requires_grad_() for t in (x, w, b, scale, shift)]
     y = F.conv2d(*leaves[:3], affine=tuple(leaves[3:]), after="leaky_relu")
