@@ -41,6 +41,8 @@ def _functional(stem, rank):
 MODULES = {f"{stem}{rank}d": (STEMS[stem][0], _functional(stem, rank)) for stem in STEMS for rank in RANKS}
 TORCH_HAS = [f"{stem}Pool{rank}d" for stem in ("Max", "Avg", "LP", "AdaptiveMax", "AdaptiveAvg") for rank in RANKS]
 UNPOOLS = [f"MaxUnpool{rank}d" for rank in RANKS]
+CONVS = [f"Conv{rank}d" for rank in RANKS]
+"""tests/test_conv_nn.py."""
 FACES = {
     f"{whole}{kind.face.title}Pool{rank}d"
     for kind in KINDS.values()
@@ -72,7 +74,7 @@ def equal(a, b):
 
 
 def test_every_module_is_in_the_list():
-    assert {*MODULES, *UNPOOLS, *FACES} == set(fast.__all__)
+    assert {*MODULES, *UNPOOLS, *CONVS, *FACES} == set(fast.__all__)
 
 
 @every_module
@@ -261,7 +263,7 @@ def test_converting_again_swaps_nothing(net):
     again = fastpool.convert(net)
     assert again.swapped == {}
     assert again.kept == kept
-    assert str(fastpool.convert(nn.Sequential(fast.MaxPool2d(2), fast.GlobalAvgPool2d()))) == "no pooling modules found"
+    assert str(fastpool.convert(nn.Sequential(fast.MaxPool2d(2), fast.GlobalAvgPool2d()))) == "nothing to swap found"
 
 
 @pytest.mark.parametrize("name", TORCH_HAS)
