@@ -232,6 +232,16 @@ def test_transposed_of_any_geometry(small, geometry, place, seed):
     assert_equal(convolved(x, w, b, gy, ours, **more), [t.numpy() for t in exact], f"{shape} {weight} {more} {place}")
 
 
+@pytest.mark.parametrize("place", ["contiguous", "channels_last"])
+def test_outputs_far_from_the_map(place, small):
+    """Of which no tap is inside, nor near: a row's padding ends with the row."""
+    small("model", 1 << 20)
+    x, w, b = PLACES[place](integers(2, 4, 3, 2)), integers(5, 4, 1, 1), integers(5)
+    more = {"stride": (1, 40000), "padding": (0, 10000)}
+    gy = integers(2, 5, 3, 1)
+    assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), place)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_the_memory_format_is_kept(rank, small):
     """Of y as x's, of the gradients as x's and the weights'."""

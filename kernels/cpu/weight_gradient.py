@@ -87,7 +87,8 @@ def _by_pixel_from_pixels(dtype, lanes):
     def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
         zero = splat(real(0), L)
         if xw == pitch == channels:  # pixels follow each other here and there
-            left, right = max(0, -first), min(width, W - first)
+            left = min(width, max(0, -first))
+            right = max(left, min(width, W - first))
             for j in range(0, left * pitch, L):
                 store(panel, to + j, zero)
             for j in range(left * pitch, right * pitch - L + 1, L):
