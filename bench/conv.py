@@ -42,7 +42,6 @@ NUMBERS = (
     *(f"{peer}_ratio" for peer in PEERS),
     "gflop_s",
     "peak_gflop_s",
-    "peak_by",
     "peak",
     "roofline",
     "bound",
@@ -146,8 +145,8 @@ def _fill(found: dict[str, Any], case: Case, peers: Sequence[str], budget: float
                 found["torch_faults"] = timed[best].faults if best in timed else None
     ours = found["fastpool_ms"]
     found |= {f"{peer}_ratio": found[f"{peer}_ms"] / ours for peer in PEERS if found[f"{peer}_ms"]}
-    floor = case.flops / most.gflop_s / 1e6
-    found |= {"gflop_s": case.flops / ours / 1e6, "peak_gflop_s": most.gflop_s, "peak_by": most.by, "peak": floor / ours}
+    floor = case.flops / most / 1e6
+    found |= {"gflop_s": case.flops / ours / 1e6, "peak_gflop_s": most, "peak": floor / ours}
     found |= {"roofline": found["copy_ms"] / ours, "bound": "compute" if floor >= found["copy_ms"] else "memory"}
     found |= {"fastpool_faults": timed["fastpool_ms"].faults, "correct": not errors, "error": "; ".join(errors) or None}
 

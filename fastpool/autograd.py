@@ -208,7 +208,7 @@ class Convolve(torch.autograd.Function):
         needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
         gx = ConvolveInput.apply(gy, weight, None, here) if needs_x else None
         gw = ConvolveWeight.apply(gy, x, here) if needs_w else None
-        gb = gy.sum([axis for axis in range(gy.dim()) if axis != gy.dim() - ctx.op.rank - 1]) if needs_b else None
+        gb = convolution.bias_gradient(gy, ctx.op.rank) if needs_b else None
         return gx, gw, gb, None, None
 
 
@@ -227,7 +227,7 @@ class ConvolveInput(torch.autograd.Function):
         needs_gy, needs_w, needs_b, _ = ctx.needs_input_grad
         to_gy = Convolve.apply(ggx, weight, None, op, None) if needs_gy else None
         to_w = ConvolveWeight.apply(gy, ggx, convolution.called(op, ggx, weight)) if needs_w else None
-        to_b = ggx.sum([axis for axis in range(ggx.dim()) if axis != ggx.dim() - op.rank - 1]) if needs_b else None
+        to_b = convolution.bias_gradient(ggx, op.rank) if needs_b else None
         return to_gy, to_w, to_b, None
 
 

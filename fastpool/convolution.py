@@ -267,13 +267,22 @@ _KEPT = 4
 """Scratch blocks that are kept: one for each Python thread that convolves at a time, a few of them."""
 
 
+def bias_gradient(gy: torch.Tensor, rank: int) -> torch.Tensor:
+    """The sum of each channel, differentiable."""
+    return gy.sum([axis for axis in range(gy.dim()) if axis != gy.dim() - rank - 1])
+
+
 def _address(x: torch.Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
 def _elements(like: torch.Tensor, count: int) -> torch.Tensor:
     """Uninitialised numbers of the dtype that is computed in."""
-    return like.new_empty(count, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return like.new_empty(count, dtype=_computed(like.dtype))
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def packed(plan: Any, weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None = None) -> torch.Tensor:
@@ -356,14 +365,10 @@ def forward(
     plan = here.forward(after)
     ready = kept.get(plan, weight, bias) if kept is not None and scale is None else packed(plan, weight, bias, scale)
     threads = runtime.threads() if plan.parallel else 1
-    more = tuple(here.kernels.bits(value, _computed(x.dtype)) for value in after.parameters) if after else ()
+    more = tuple(here.kernels.bits(value, backend.name_of(_computed(x.dtype))) for value in after.parameters) if after else ()
     with _scratch(threads * plan.panel, x.device) as panels:
         plan.run(x.data_ptr(), ready.data_ptr(), y.data_ptr(), panels, threads, *more)
     return y
-
-
-def _computed(dtype: torch.dtype) -> str:
-    return "float64" if dtype == torch.float64 else "float32"
 
 
 def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call) -> torch.Tensor:

@@ -246,8 +246,7 @@ def _convolve_gradient(ctx: Any, gy: torch.Tensor) -> tuple[torch.Tensor | None,
     needs_x, needs_w, needs_b = ctx.needs_input_grad[:3]
     gx = torch.ops.fastpool.convolve_input(gy, x, weight, *ctx.asked) if needs_x else None
     gw = torch.ops.fastpool.convolve_weight(gy, x, weight, *ctx.asked) if needs_w else None
-    channels = gy.dim() - ctx.asked[0] - 1
-    gb = gy.sum([axis for axis in range(gy.dim()) if axis != channels]) if needs_b else None
+    gb = convolution.bias_gradient(gy, ctx.asked[0]) if needs_b else None
     return gx, gw, gb, *[None] * len(ctx.asked)
 
 

@@ -211,13 +211,22 @@ def columns(tyctx, vecs):
         return vecs(vecs), codegen
 
 
+def _scatter(b, pointer, stride, vec, storage, mask, value):
+    """Lane i to pointer[i * stride] where mask holds."""
+    raw = _stored(vec, storage)
+    size = raw.dtype.bitwidth // 8
+    addresses = b.add(_broadcast(b, b.ptrtoint(pointer, I64), vec.lanes), _positions(b, ir.Constant(I64, 0), vec.lanes, stride * size))
+    where = b.inttoptr(addresses, ir.VectorType(pointer.type, vec.lanes))
+    arguments = [_narrowed(b, value, storage, vec), where, ir.Constant(I32, size), mask]
+    _call_llvm(b, f"llvm.masked.scatter.{_intrinsic_suffix(raw)}.v{vec.lanes}p0", ir.VoidType(), arguments)
+
+
 @intrinsic(prefer_literal=True)
 def store_columns(tyctx, tile, cols, y, origins, at, step, pixel, count):
     """y[origin + at + column * step + i * pixel] = lane of tile[r, c], where column = c * lanes + lane is below ``count`` and r is the i-th
     row of its origin, which share the rows as in ``add_outer``; pixel is literal."""
     vec, n, p = tile.dtype, cols.literal_value, pixel.literal_value
     lanes, rows, total = vec.lanes, tile.count // n // origins.count, tile.count // n
-    raw = _stored(vec, y.dtype)
 
     def put(b, pointer, first, height, column):
         """Lanes 0 .. height - 1 are rows first .. of the tile."""
@@ -248,44 +257,41 @@ def store_columns(tyctx, tile, cols, y, origins, at, step, pixel, count):
                         put(b, [_at(b, piece, b.mul(step, k)) for piece in pieces], first, height, column)
         return ctx.get_dummy_value()
 
-    def _scatter(b, pointer, stride, vec, storage, mask, value):
-        address = b.add(
-            _broadcast(b, b.ptrtoint(pointer, I64), lanes), _positions(b, ir.Constant(I64, 0), lanes, stride * raw.dtype.bitwidth // 8)
-        )
-        where = b.inttoptr(address, ir.VectorType(pointer.type, lanes))
-        arguments = [_narrowed(b, value, storage, vec), where, ir.Constant(I32, raw.dtype.bitwidth // 8), mask]
-        _call_llvm(b, f"llvm.masked.scatter.{_intrinsic_suffix(raw)}.v{lanes}p0", ir.VoidType(), arguments)
-
     if number(y.dtype) == vec.dtype:
         return types.void(tile, cols, y, origins, types.int64, types.int64, pixel, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def store_tile(tyctx, tile, cols, y, origins, at, step, height, count):
-    """y[origin + at + i * step + column] = lane of tile[r, c], where column = c * lanes + lane is below ``count`` and r is the i-th row of
-    its origin; of the first ``height`` rows."""
-    vec, n = tile.dtype, cols.literal_value
+def store_tile(tyctx, tile, cols, y, origins, at, step, pixel, height, count):
+    """y[origin + at + i * step + column * pixel] = lane of tile[r, c], where column = c * lanes + lane is below ``count`` and r is the i-th
+    row of its origin; of the first ``height`` rows; pixel is literal."""
+    vec, n, p = tile.dtype, cols.literal_value, pixel.literal_value
     lanes, total = vec.lanes, tile.count // n
     rows = total // origins.count
 
     def codegen(ctx, b, sig, args):
-        value, _, y_pointer, starts, at, step, height, count = args
+        value, _, y_pointer, starts, at, step, _, height, count = args
         masks = [_inside(b, ir.Constant(I64, c * lanes), ir.Constant(I64, 0), count, lanes) for c in range(n)]
-        whole = b.icmp_signed(">=", count, ir.Constant(I64, n * lanes))
-        with b.if_else(whole, likely=True) as cases:
-            for case, full in zip(cases, (True, False), strict=True):
+
+        def put(r, whole):
+            with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), height), likely=True):
+                start = _at(b, _at(b, y_pointer, b.extract_value(starts, r // rows)), at)
+                start = _at(b, start, b.mul(step, ir.Constant(I64, r % rows)))
+                for c in range(n):
+                    target, found = _at(b, start, ir.Constant(I64, c * lanes * p)), b.extract_value(value, r * n + c)
+                    if p > 1:
+                        _scatter(b, target, p, vec, y.dtype, masks[c], found)
+                    elif whole:
+                        _store_whole(b, target, vec, y.dtype, found)
+                    else:
+                        _store_masked(b, target, vec, y.dtype, masks[c], found)
+
+        with b.if_else(b.icmp_signed(">=", count, ir.Constant(I64, n * lanes)), likely=True) as cases:
+            for case, whole in zip(cases, (True, False), strict=True):
                 with case:
                     for r in range(total):
-                        with b.if_then(b.icmp_signed("<", ir.Constant(I64, r), height), likely=True):
-                            start = _at(b, _at(b, y_pointer, b.extract_value(starts, r // rows)), at)
-                            start = _at(b, start, b.mul(step, ir.Constant(I64, r % rows)))
-                            for c in range(n):
-                                target, found = _at(b, start, ir.Constant(I64, c * lanes)), b.extract_value(value, r * n + c)
-                                if full:
-                                    _store_whole(b, target, vec, y.dtype, found)
-                                else:
-                                    _store_masked(b, target, vec, y.dtype, masks[c], found)
+                        put(r, whole)
         return ctx.get_dummy_value()
 
     if number(y.dtype) == vec.dtype:
-        return types.void(tile, cols, y, origins, *[types.int64] * 4), codegen
+        return types.void(tile, cols, y, origins, types.int64, types.int64, pixel, types.int64, types.int64), codegen

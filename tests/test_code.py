@@ -54,7 +54,7 @@ for shape, layouts in (((1, 9, 20, 40), (False, True)), ((1, 2, 10, 2000), (Fals
 with open({listing!r}, "w") as file:
     for worker in workers:
         print("WORKER", worker.name, file=file)
-        print(worker.cfunc._library.get_asm_str(), file=file)
+        print(worker.library.get_asm_str(), file=file)
 print("done")
 """
 

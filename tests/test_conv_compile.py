@@ -312,7 +312,7 @@ for shape, weight, layout in (
 with open({listing!r}, "w") as file:
     for worker in workers:
         print("WORKER", worker.name, file=file)
-        print(worker.cfunc._library.get_asm_str(), file=file)
+        print(worker.library.get_asm_str(), file=file)
 print("done")
 """
 

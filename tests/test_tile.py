@@ -162,7 +162,7 @@ def stored(this, dtype, lanes, rows, cols, pieces, pixel, by_columns, kind):
         if by_columns:
             store_columns(tile, C, y, origins, at, step, X, count)
         else:
-            store_tile(tile, C, y, origins, at, step, height, count)
+            store_tile(tile, C, y, origins, at, step, X, height, count)
 
     return kernel
 
@@ -194,19 +194,19 @@ def test_columns_are_stored(lanes, dtype, rows, cols, pieces, pixel):
         np.testing.assert_array_equal(y, expected, str(count))
 
 
-@pytest.mark.parametrize(("lanes", "dtype", "rows", "cols", "pieces", "pixel"), [case for case in STORED if case[5] == 1])
+@pytest.mark.parametrize(("lanes", "dtype", "rows", "cols", "pieces", "pixel"), STORED)
 def test_a_tile_is_stored(lanes, dtype, rows, cols, pieces, pixel):
-    """The first rows, the first columns."""
+    """The first rows, the first columns; what lies between and beside stays."""
     x = np.arange(1.0, 1 + pieces * rows * cols * lanes).astype(str(FLOATS[dtype]))
-    matrix, step = x.reshape(pieces * rows, cols * lanes), cols * lanes + 3
-    apart, worker = rows * step + 2, stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, 1, False, FLOATS[dtype])
+    matrix, step = x.reshape(pieces * rows, cols * lanes), cols * lanes * pixel + 3
+    apart, worker = rows * step + 2, stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, pixel, False, FLOATS[dtype])
     for height in (0, 1, pieces * rows - 1, pieces * rows, pieces * rows + 4):
         for count in (0, 1, lanes - 1, cols * lanes - 1, cols * lanes, cols * lanes + 9):
             y, expected = (np.full(7 + pieces * apart, NAN, x.dtype) for _ in range(2))
             run(worker, x, y, 3, apart, 4, step, count, height)
             for row in range(min(height, pieces * rows)):
                 for column in range(min(count, cols * lanes)):
-                    expected[3 + row // rows * apart + 4 + row % rows * step + column] = matrix[row, column]
+                    expected[3 + row // rows * apart + 4 + row % rows * step + column * pixel] = matrix[row, column]
             np.testing.assert_array_equal(y, expected, f"{height} {count}")
 
 

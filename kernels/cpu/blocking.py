@@ -178,7 +178,7 @@ def pixels_together(count):
 def chunk(blocks, groups):
     """How many blocks of output channels a job of a weight gradient has: x is packed once for them.  As many jobs as JOBS would leave each
     little to do with what it packs, so a quarter of that."""
-    return max(1, -(-blocks * groups // (JOBS // 4))) if groups == 1 else blocks
+    return -(-blocks // (JOBS // 4)) if groups == 1 else blocks
 
 
 def run(pixels, of_tile, bytes_each):

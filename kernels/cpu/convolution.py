@@ -160,8 +160,20 @@ class Convolution:
             packed += part.packed * part.itemsize
 
 
-class Part:
-    """A correlation as a nest, a job list and tables."""
+class _Part:
+    """A correlation as a nest, a job list and tables: ``plan``; and how its weights are packed: ``packing``, ``blocks``, ``pack_sizes``."""
+
+    def pack(self, packed, weight, bias, scale, threads):
+        plan = Plan(self.packing(bias != 0, scale != 0), self.blocks, self.pack_sizes, True)
+        plan.run((packed, weight, bias, scale), threads)
+
+    def run(self, x, packed, y, panels, threads, *more):
+        plan = self.plan
+        plan.run((x, packed, y + self.start, panels, share(plan.jobs, threads)[1]), threads, *more)
+
+
+class _Banded(_Part):
+    """By a nest over bands."""
 
     def __init__(self, problem, layout, nest, constants, block, pack_lanes):
         real = number(problem.dtype)
@@ -180,14 +192,6 @@ class Part:
         self.packing = functools.partial(weights.pack, problem.dtype, pack_lanes, block // pack_lanes)
         self.blocks = problem.groups * blocks
         self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, *problem.weight_steps
-
-    def pack(self, packed, weight, bias, scale, threads):
-        plan = Plan(self.packing(bias != 0, scale != 0), self.blocks, self.pack_sizes, True)
-        plan.run((packed, weight, bias, scale), threads)
-
-    def run(self, x, packed, y, panels, threads, *more):
-        plan = self.plan
-        plan.run((x, packed, y + self.start, panels, share(plan.jobs, threads)[1]), threads, *more)
 
 
 def _part(problem, after):
@@ -211,7 +215,7 @@ def _part(problem, after):
     return _with_channel_lanes(problem, after, tile, lanes, flat)
 
 
-class _Depthwise:
+class _Depthwise(_Part):
     """A depthwise correlation of channels_last maps."""
 
     def __init__(self, problem, after):
@@ -237,8 +241,6 @@ class _Depthwise:
         self.blocks = blocks
         self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
 
-    pack, run = Part.pack, Part.run
-
 
 def _inside(axes, x_strides):
     """depthwise.py's tables, of the taps inside and of the taps, and x's steps from output to output."""
@@ -262,14 +264,14 @@ def _depthwise_planes(problem, after):
     _, height, width = problem.axes
     lanes = lanes_for(problem.dtype, width.outputs)
     rows, cols = blocking.plane_tile(width.outputs, height.outputs, lanes)
-    layout = Layout(problem, 1, rows, cols * lanes, False, width.step * lanes, width.step, alone=True)
+    layout = Layout(problem, 1, rows, cols * lanes, lanes, False, width.step, alone=True)
     constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
-    return Part(problem, layout, depthwise.forward_planes, constants, 1, 1)
+    return _Banded(problem, layout, depthwise.forward_planes, constants, 1, 1)
 
 
 def _with_channel_lanes(problem, after, tile, lanes, flat):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
-    layout = Layout(problem, block, tile.pieces, tile.pixels, flat, lanes, 1)
+    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat)
     step = 1 if flat else problem.axes[2].step
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
     small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
@@ -277,7 +279,7 @@ def _with_channel_lanes(problem, after, tile, lanes, flat):
     few = problem.inputs if last and problem.inputs == between <= FEW else 0
     step = between if in_place else step
     constants = lanes, *tile, step, last, pixel, len(problem.weight_taps) == 1, after, in_place, few
-    return Part(problem, layout, channel_lanes.forward, constants, block, lanes)
+    return _Banded(problem, layout, channel_lanes.forward, constants, block, lanes)
 
 
 FEW = 4
@@ -287,17 +289,17 @@ FEW = 4
 def _with_pixel_lanes(problem, after, tile, lanes, flat):
     block, width = tile.channels, problem.axes[2]
     stride = 1 if flat else width.step
-    layout = Layout(problem, block, 1, tile.cols * lanes, flat, stride * lanes, stride)
+    layout = Layout(problem, block, 1, tile.cols * lanes, lanes, flat, stride)
     fits = layout.columns >= tile.cols * lanes and problem.inputs <= blocking.IN_PLACE
     in_place = flat and fits and number(problem.dtype) == problem.dtype
     constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after, problem.y_strides[4]
-    return Part(problem, layout, pixel_lanes.forward, constants, block, math.gcd(block, 8))
+    return _Banded(problem, layout, pixel_lanes.forward, constants, block, math.gcd(block, 8))
 
 
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, flat, multiple, phases, alone=False):
+    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
@@ -314,10 +316,10 @@ class Layout:
         self.columns = width.outputs
         self.results = depth.outputs * height.outputs * width.outputs
         low, high = min(width.offsets, default=0), max(width.offsets, default=0)
-        columns = blocking.padded((width.outputs - 1) * width.step + high - low + 1, multiple)
+        columns = blocking.padded((width.outputs - 1) * width.step + high - low + 1, lanes * phases)
         columns = columns if phases > 1 else blocking.spread(columns, size)
         # A last register of a row may run over its end.
-        slack = blocking.padded(pixels, native_lanes(real))
+        slack = blocking.padded(pixels, lanes)
         rowstep = problem.inputs * columns + slack
         extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
         maps = problem.images if depth.outputs == 1 and not alone else 1

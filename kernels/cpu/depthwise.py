@@ -21,7 +21,6 @@ from ..simd import (
     numbers,
     phase,
     pointer,
-    pointer_at,
     repeat,
     scatter_between,
     splat,
@@ -129,60 +128,30 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
     """The same of contiguous maps, with lanes across pixels: a tile is ``rows`` output rows by ``cols`` registers of pixels of each.
 
     Jobs and arguments: as pixel_lanes.forward's, whose blocks are of one output channel."""
-    real, G, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
+    G, C, L, wide, whole = rows, cols, lanes, cols * lanes, rows * cols
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
-    pack = panel.packing(dtype, lanes, False, stride)
 
     @jitable
-    def put(tile, i, args):
-        y, to, yh, height, ow, OW = args
-        if i // C < height:
-            scatter_between(y, to + i // C * yh, (ow + i % C * L) * pixel, pixel, 0, OW * pixel, phase(tile, i))
-        return tile
+    def work(memory, tables, sizes, place, p):
+        _, w, y, mine = memory
+        _, outs, taps = tables
+        _, _, _, T, OH, OW, _, _, _, _, _, _, yn, yc, _, _, rowstep = sizes
+        c, _, n, out, rows, _, _, _ = place
+        weights, yh = c * (T + 1), outs[1] - outs[0] if OH > 1 else 0
+        for group in range(0, rows, G):
+            row = max(0, min(group, rows - G))
+            to = n * yn + c * yc + outs[out + row]
+            for column in range(0, OW, wide):
+                ow = max(0, min(column, OW - wide))
+                tile = repeat(load_one(w, weights, L), whole)
+                for t in range(T):
+                    tile = add_scaled(tile, mine, row * rowstep + ow + taps[t], rowstep, load_one(w, weights + 1 + t, L), C)
+                if activates:
+                    tile = each(tile, value, p)
+                store_tile(tile, C, y, (to,), ow * pixel, yh, pixel, rows - row, OW)
 
-    if pixel == 1:
-
-        @jitable
-        def keep(tile, y, to, yh, height, ow, OW):
-            store_tile(tile, C, y, (to,), ow, yh, height, OW)
-
-    else:
-
-        @jitable
-        def keep(tile, y, to, yh, height, ow, OW):
-            unroll(put, whole, tile, (y, to, yh, height, ow, OW))
-
-    def kernel(args, start, stop):
-        x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
-        panels, grain = integers(args, 3, 2)
-        lines, outs, taps = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
-        _, _, _, groups, _, T, OD, OH, OW, band_height, _, bands, KP, Q, _ = integers(args, 8, 15)
-        width, first, W, xn, xc, xw, yn, yc, _, rowstep, bytes_ = integers(args, 23, 11)
-        p = numbers(args, 34, count, real, L)
-        mine = pointer_at(panels + start // grain * bytes_, real)
-        yh = outs[1] - outs[0] if OH > 1 else 0
-        for job in range(start, stop):
-            c, band = job % groups, job // groups
-            row0, slab = band % bands * band_height, band // bands
-            od, n = slab % OD, slab // OD
-            band_rows = min(band_height, OH - row0)
-            sizes = lines, 1, KP, band_height + Q - OH, Q, width, first, W, xn, xc, xw, rowstep
-            pack(x, mine, n * xn + c * xc, od * KP * Q + row0, 1, band_rows + Q - OH, sizes)
-            weights = c * (T + 1)
-            for group in range(0, band_rows, G):
-                row = max(0, min(group, band_rows - G))
-                to = n * yn + c * yc + outs[od * OH + row0 + row]
-                for column in range(0, OW, wide):
-                    ow = max(0, min(column, OW - wide))
-                    tile = repeat(load_one(w, weights, L), whole)
-                    for t in range(T):
-                        tile = add_scaled(tile, mine, row * rowstep + ow + taps[t], rowstep, load_one(w, weights + 1 + t, L), C)
-                    if activates:
-                        tile = each(tile, value, p)
-                    keep(tile, y, to, yh, band_rows - row, ow, OW)
-
-    return kernel
+    return panel.over_bands(dtype, L, count, panel.packing(dtype, lanes, False, stride), work)
 
 
 @specialised

@@ -3,11 +3,31 @@
 The rows of x that the band needs, of all channels, with zeros where they are padding, widened to the numbers that are computed with.
 A panel is as large as a part of L2, packed once for a band, and read by every block of output channels.  Memory is as (row, channel,
 column): the taps of a channel lie in few cache lines, and channels follow each other.
+
+``over_bands`` is what the nests that read panels share: their jobs.
 """
 
 import functools
 
-from ..simd import between, load, load_masked, load_phases_between, number, phase, repeat, splat, store, unroll, with_phase
+from numba import int64
+
+from ..simd import (
+    between,
+    integers,
+    load,
+    load_masked,
+    load_phases_between,
+    number,
+    numbers,
+    phase,
+    pointer,
+    pointer_at,
+    repeat,
+    splat,
+    store,
+    unroll,
+    with_phase,
+)
 from ..tile import columns, load_apart, store_apart
 from .number import jitable
 
@@ -161,3 +181,47 @@ def packing(dtype, lanes, channels_last, stride=1, few=0):
     if few > 1:
         return _from_few(dtype, lanes, few)
     return (_from_pixels if channels_last else _from_planes)(dtype, lanes)
+
+
+def over_bands(dtype, lanes, parameters, pack, work):
+    """The worker of a nest whose jobs are (band, group, block of output channels).  ``pack``: as ``packing`` makes it, or None where x is
+    read where it lies; ``work`` does a job, from
+
+    - memory: x, packed weights, y, the panel;
+    - tables: lines of x, of y, taps;
+    - sizes: channels and output channels of a group, blocks, taps; output rows of a map, outputs of a row; planes, rows of lines and of the
+      panel; x's steps of maps, channels and pixels, y's; the panel's of channels and rows;
+    - place: group, block, first map and row (of lines of y), rows a map and maps of the band; x's first channel, its first line;
+    - the activation's ``parameters``.
+    """
+    real, L, count, packs = number(dtype), lanes, parameters, pack is not None
+    if not packs:
+
+        @jitable
+        def pack(x, panel, source, line, images, rows, sizes):
+            pass
+
+    def kernel(args, start, stop):
+        x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
+        panels, grain = integers(args, 3, 2)
+        lines, outs, taps = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        N, IC, OC, groups, blocks, T, OD, OH, OW, R, images, bands, KP, Q, RQ = integers(args, 8, 15)
+        width, first, W, xn, xc, xw, yn, yc, yw, rowstep, panel_bytes = integers(args, 23, 11)
+        p = numbers(args, 34, count, real, L)
+        panel = pointer_at(panels + start // grain * panel_bytes, real)
+        sizes = IC, OC, blocks, T, OH, OW, KP, Q, RQ, xn, xc, xw, yn, yc, yw, width, rowstep
+        packed = -1
+        for job in range(start, stop):
+            block, rest = job % blocks, job // blocks
+            g, band = rest % groups, rest // groups
+            row, slab = band % bands * R, band // bands
+            od, n = slab % OD, slab // OD * images
+            rows, maps = min(R, OH - row), min(images, N - n)
+            source, line = n * xn + g * IC * xc, od * KP * Q + row
+            if packs and packed != rest:
+                packed = rest
+                pack(x, panel, source, line, maps, rows + Q - OH, (lines, IC, KP, RQ, Q, width, first, W, xn, xc, xw, rowstep))
+            place = g, block, n, od * OH + row, rows, maps, source, line
+            work((x, w, y, panel), (lines, outs, taps), sizes, place, p)
+
+    return kernel
