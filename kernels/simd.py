@@ -427,7 +427,7 @@ def load_masked(tyctx, x, offset, mask, fill):
         return fill(x, types.int64, mask, fill), codegen
 
 
-def _asking(writes):
+def _asking(writes, locality=3):
     @intrinsic
     def ask(tyctx, x, offset):
         def codegen(ctx, b, sig, args):
@@ -436,7 +436,7 @@ def _asking(writes):
             if function is None:
                 kind = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
                 function = ir.Function(b.module, kind, "llvm.prefetch.p0")
-            b.call(function, [address, ir.Constant(I32, writes), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+            b.call(function, [address, ir.Constant(I32, writes), ir.Constant(I32, locality), ir.Constant(I32, 1)])
             return ctx.get_dummy_value()
 
         return types.void(x, types.int64), codegen
@@ -446,6 +446,8 @@ def _asking(writes):
 
 prefetch = _asking(0)
 """(x, offset): ask for the cache line of x[offset]; any offset, read or not, mapped or not."""
+prefetch_to_l2 = _asking(0, 2)
+"""The same, no nearer than L2."""
 prefetch_to_write = _asking(1)
 """The same, to write to it."""
 

@@ -133,15 +133,32 @@ def add_outer(tyctx, tile, x, origins, at, step, w, w_offset, cols):
 
 
 @intrinsic
-def add_tiles(tyctx, x, y):
-    """The sum of two tiles."""
+def put_tile(tyctx, memory, offset, tile):
+    """A tile to memory[offset], as it lies in registers."""
 
     def codegen(ctx, b, sig, args):
-        pairs = ((b.extract_value(args[0], k), b.extract_value(args[1], k)) for k in range(x.count))
-        return ctx.make_tuple(b, x, [b.fadd(*pair) for pair in pairs])
+        start = _at(b, *args[:2])
+        for k in range(tile.count):
+            target = _at(b, start, ir.Constant(I64, k * tile.dtype.lanes))
+            _store_whole(b, target, tile.dtype, tile.dtype.dtype, b.extract_value(args[2], k))
+        return ctx.get_dummy_value()
 
-    if x == y:
-        return x(x, y), codegen
+    if memory.dtype == tile.dtype.dtype:
+        return types.void(memory, types.int64, tile), codegen
+
+
+@intrinsic
+def add_put(tyctx, tile, memory, offset):
+    """tile + what ``put_tile`` put there."""
+    vec = tile.dtype
+
+    def codegen(ctx, b, sig, args):
+        start = _at(b, *args[1:])
+        there = (_load_whole(b, _at(b, start, ir.Constant(I64, k * vec.lanes)), vec, vec.dtype) for k in range(tile.count))
+        return ctx.make_tuple(b, tile, [b.fadd(b.extract_value(args[0], k), found) for k, found in enumerate(there)])
+
+    if memory.dtype == vec.dtype:
+        return tile(tile, memory, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -59,7 +59,7 @@ def test_known_tiles(monkeypatch):
     for width in (14, 28, 56):
         assert blocking.tile(width, width, 64, 16, 4, 576)[1] == (1, 14, 2)
     assert blocking.tile(7, 8, 512, 16, 4, 4608)[1] == (2, 7, 2)
-    assert blocking.pixel_tile(224, 224, 64, 16, 4, 27, True)[1].channels == 8
+    assert blocking.pixel_tile(224, 224, 64, 16, 4, 27, True)[1] == (13, 2)
 
 
 @settings(max_examples=80, deadline=None)
@@ -75,11 +75,19 @@ def test_bands_cover_all_rows_and_fit(row_bytes, extra, rows, images, pieces, ot
 
 
 @settings(max_examples=80, deadline=None)
-@given(many, few, st.integers(4, 1 << 20))
-def test_runs_are_whole_tiles(pixels, of_tile, bytes_each):
-    run = blocking.run(pixels, min(of_tile, pixels), bytes_each)
-    assert 1 <= run <= pixels
-    assert run == pixels or run % min(of_tile, pixels) == 0
+@given(many, st.integers(0, 200))
+def test_chains_are_short_and_alike(channels, taps):
+    together = blocking.chain(channels, taps)
+    assert 1 <= together <= channels
+    assert together * taps < blocking.CHUNK + max(1, taps)
+    # No more of them than that takes.
+    assert -(-channels // together) <= max(1, -(-channels * taps // blocking.CHUNK))
+
+
+def test_what_stays_in_the_nearest_cache():
+    assert blocking.stays(64, 56 * 56 * 4, 3)
+    assert not blocking.stays(64, 4096, 1)  # one set for all
+    assert blocking.stays(8, 4096, 1)
 
 
 @settings(max_examples=80, deadline=None)

@@ -367,17 +367,19 @@ CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "wei
 
 REACHED = {
     # What must be among the kernels asked for: (nest, constants), by x, weight, arguments, layout, at 16 lanes.
-    "one-piece": ((1, 32, 4, 56), (32, 32, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pieces": 1, "single": False})),
+    "one-piece": ((1, 32, 4, 56), (32, 32, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pieces": 1, "pitch": 32})),
     "several-pieces": ((1, 32, 8, 7), (32, 32, 3, 3), {"padding": 1}, "contiguous", (CHANNELS, {"pieces": 2, "rows": 7, "pixel": 1})),
     "pieces-of-images": ((2, 16, 1, 3), (32, 16, 1, 2), {}, "channels_last", (CHANNELS, {"pieces": 2, "rows": 2})),
-    "step": ((1, 32, 9, 9), (32, 32, 3, 3), {"stride": 2}, "channels_last", (CHANNELS, {"step": 2, "pixels": True})),
-    "pixel-step": ((1, 32, 15, 15), (32, 32, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 2, "single": True})),
+    "step": ((1, 32, 9, 9), (32, 32, 3, 3), {"stride": 2}, "channels_last", (CHANNELS, {"step": 64, "pitch": 32})),
+    "pixel-step": ((1, 32, 15, 15), (32, 32, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 2})),
     "pixel-step-4": ((1, 24, 9, 17), (20, 24, 3, 5), {"stride": 4, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 4})),
-    "in-place-pixels": ((1, 32, 5, 5), (32, 32, 1, 1), {}, "channels_last", (CHANNELS, {"in_place": True, "step": 32, "single": True})),
-    "few-channels": ((1, 3, 9, 20), (32, 3, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"few": 3, "pixels": True})),
-    "in-place-planes": ((1, 16, 16, 16), (8, 16, 1, 1), {}, "contiguous", (PIXELS, {"in_place": True, "single": True, "stride": 1})),
+    "in-place-pixels": ((1, 32, 5, 5), (32, 32, 1, 1), {}, "channels_last", (CHANNELS, {"in_place": True, "step": 32})),
+    "few-channels": ((1, 3, 9, 20), (32, 3, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pitch": 3})),
+    "in-place-planes": ((1, 16, 16, 16), (8, 16, 1, 1), {}, "contiguous", (PIXELS, {"in_place": True, "stride": 1})),
+    "runs-of-pixels": ((1, 40, 14, 14), (32, 40, 1, 1), {}, "contiguous", (CHANNELS, {"runs": 14, "in_place": False})),
+    "runs-of-planes": ((1, 64, 32, 64), (8, 64, 1, 1), {}, "contiguous", (PIXELS, {"in_place": False, "runs": 48})),
     "panel-of-planes": ((1, 4, 6, 64), (8, 4, 3, 3), {"padding": 1}, "contiguous", (PIXELS, {"in_place": False, "stride": 1})),
-    "by-phases": ((1, 4, 9, 129), (8, 4, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (PIXELS, {"stride": 2, "single": False})),
+    "by-phases": ((1, 4, 9, 129), (8, 4, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (PIXELS, {"stride": 2})),
     "joined-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {}, "contiguous", (WEIGHTS, {"rows": 12, "pixels": False})),
     "dilated-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {"dilation": 2}, "channels_last", (WEIGHTS, {"rows": 4, "pixels": True})),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from llvmlite import binding as llvm
 
 from ..simd import LINE, register_bytes
@@ -26,7 +27,7 @@ TRANSPOSED, STORED = 5, 2
 """Cycles a register of a channel's pixels takes to be transposed and stored, and one to be stored as it is: 1x1 of 64 channels of 56x56 to
 64 ran at 135 GFLOP/s of 215 so and so at 200."""
 
-CHANNELS = (1, 2, 4, 8, 12)
+CHANNELS = (1, 2, 4, 6, *range(8, 15))
 """Heights of a tile with lanes across pixels."""
 
 SHIFTED = 1.1
@@ -39,6 +40,13 @@ ACCUMULATORS = 14
 CHUNK = 64
 """Products that are summed one after the other; such sums are then added.  One chain of 3x3 of 512 channels, 4608 products, is off by
 2.1e-6 of the largest result, chains of 64 by no more than PyTorch, 3e-7, at 3% of the time."""
+
+BESIDE = 1.5
+"""Cycles of a step beside that: 14 x 2 registers ran at 220 GFLOP/s of 247, 4 x 4 at 188."""
+
+AHEAD = 16
+"""Products ahead for which weights are asked for, and x, if a channel has not more: both stream from L2.  64 channels, 3x3: 193 GFLOP/s
+became 198 by weights, 201 by x, 207 by both, all that the FMA units do there; 4 to 16 are alike."""
 
 DEPTHWISE = 8
 """Pixels of a tile of depthwise convolution, at most: they share each register of weights."""
@@ -56,17 +64,14 @@ channels each pack all of x."""
 NEAR = 128
 """Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles."""
 
-IN_PLACE = 64
-"""Channels up to which x need not be packed where nothing is padding: each is another page."""
+WAYS, SETS = 12, 64
+"""Of L1: lines that one set holds, and how many sets there are (of 48 KB; 32 KB have 8 ways)."""
 
 WEIGHTS = 4
 """Registers of weights that a step may hold: with more, tiles are so flat that x is loaded as often as multiplied."""
 
-PART_OF_L2 = 4
+PART_OF_L2 = 2
 """A panel is this part of L2: weights stream through the rest."""
-
-TILES = 16
-"""Of a row that is copied into a panel in one go: tile by tile, 14 pixels each, cost 5 cycles a register."""
 
 JOBS = 8
 """Jobs that a map is cut into if it is large enough, so that threads get equal parts."""
@@ -124,7 +129,7 @@ def tile(width, rows, channels, lanes, itemsize, steps):
 
 def _cycles(t, width, rows, channels, lanes, itemsize, steps):
     pixels = t.pieces * t.pixels
-    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY, t.cols * lanes * itemsize / FROM_L2)
+    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY) + BESIDE
     tiles = -(-rows // t.pieces) * -(-width // t.pixels) * -(-channels // (t.cols * lanes))
     return tiles * (steps * step + TRANSPOSED * -(-pixels // lanes) * t.cols * lanes)
 
@@ -139,7 +144,7 @@ def pixel_tile(width, rows, channels, lanes, itemsize, steps, shifted):
     ]
 
     def cost(t):
-        step = max(t.channels * t.cols / PER_CYCLE, (t.channels + t.cols) / PER_CYCLE, LATENCY, t.cols * lanes * itemsize / FROM_L2)
+        step = max(t.channels * t.cols / PER_CYCLE, (t.channels + t.cols) / PER_CYCLE, LATENCY) + BESIDE
         step *= SHIFTED if shifted else 1
         tiles = rows * -(-width // (t.cols * lanes)) * -(-channels // t.channels)
         return tiles * (steps * step + STORED * t.channels * t.cols)
@@ -181,11 +186,16 @@ def chunk(blocks, groups):
     return -(-blocks // (JOBS // 4)) if groups == 1 else blocks
 
 
-def run(pixels, of_tile, bytes_each):
-    """How many pixels of a map that is one row are packed as a row: whole tiles, and what fits a panel."""
-    tiles = -(-pixels // of_tile)
-    most = max(1, min(TILES, l2_bytes() // (2 * PART_OF_L2) // (bytes_each * of_tile)))
-    return min(pixels, -(-tiles // -(-tiles // most)) * of_tile)
+def chain(channels, taps):
+    """How many channels are summed one after the other: about CHUNK products."""
+    return max(1, -(-channels // max(1, -(-channels * taps // CHUNK))))
+
+
+def stays(channels, step, lines):
+    """Whether so many cache lines of each of a chain's channels, so many bytes apart, stay in L1 together."""
+    first = np.arange(chain(channels, 1)) * step // LINE
+    sets = (first[:, None] + np.arange(lines)).ravel() % SETS
+    return bool(np.bincount(sets).max() <= WAYS)
 
 
 class Bands(NamedTuple):
@@ -220,7 +230,6 @@ def spread(count, itemsize):
 
 
 __all__ = [
-    "IN_PLACE",
     "UNPACKED_BYTES",
     "UNPACKED_OUTPUTS",
     "Bands",
@@ -231,6 +240,5 @@ __all__ = [
     "padded",
     "pixel_tile",
     "registers",
-    "run",
     "tile",
 ]

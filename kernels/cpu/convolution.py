@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..launch import bits, share
-from ..simd import native_lanes, number
+from ..simd import LINE, native_lanes, number
 from . import blocking, channel_lanes, depthwise, pixel_lanes, weights
 from . import weight_gradient as weight_gradients
 from .geometry import dense_strides, itemsize, lanes_for, stored_dtype
@@ -175,7 +175,7 @@ class _Part:
 class _Banded(_Part):
     """By a nest over bands."""
 
-    def __init__(self, problem, layout, nest, constants, block, pack_lanes):
+    def __init__(self, problem, layout, nest, constants, block, step=1, per=1, in_place=False):
         real = number(problem.dtype)
         self.itemsize = itemsize(real)
         blocks, taps = -(-problem.outputs // block), len(problem.weight_taps)
@@ -184,12 +184,15 @@ class _Banded(_Part):
         self.products = problem.images * problem.groups * problem.outputs * problem.inputs * taps * layout.results
         self.form = problem.dtype, block, problem.weight_taps, problem.weight_steps
         self.start = problem.y_start * itemsize(problem.dtype)
-        self.tables = [np.ascontiguousarray(t, np.int64) for t in (*layout.tables, problem.weight_taps)]
+        lines, outs, offsets = layout.tables
+        steps = np.arange(blocking.chain(problem.inputs, taps))[:, None] * layout.next_channel + np.array(offsets, int)
+        steps = steps.ravel(), layout.asked(steps.ravel(), step, in_place)
+        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, steps, problem.weight_taps)]
         *tables, picks = (t.ctypes.data for t in self.tables)
         counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps
-        jobs = layout.bands * problem.groups * blocks
+        jobs = layout.bands * problem.groups * -(-blocks // per)
         self.plan = Plan(nest(problem.dtype, *constants), jobs, (*tables, *counts, *layout.sizes), True)
-        self.packing = functools.partial(weights.pack, problem.dtype, pack_lanes, block // pack_lanes)
+        self.packing = functools.partial(weights.pack, problem.dtype, lanes_for(problem.dtype, block), block)
         self.blocks = problem.groups * blocks
         self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, *problem.weight_steps
 
@@ -237,7 +240,7 @@ class _Depthwise(_Part):
         sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
         pixels = blocking.pixels_together(right - left)
         self.plan = Plan(depthwise.forward(dtype, lanes, pixels, KW, after), problem.images * counts[0] * counts[1], sizes, True)
-        self.packing = functools.partial(weights.pack, dtype, lanes, 1)
+        self.packing = functools.partial(weights.pack, dtype, lanes, lanes)
         self.blocks = blocks
         self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
 
@@ -266,47 +269,47 @@ def _depthwise_planes(problem, after):
     rows, cols = blocking.plane_tile(width.outputs, height.outputs, lanes)
     layout = Layout(problem, 1, rows, cols * lanes, lanes, False, width.step, alone=True)
     constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
-    return _Banded(problem, layout, depthwise.forward_planes, constants, 1, 1)
+    return _Banded(problem, layout, depthwise.forward_planes, constants, 1)
 
 
 def _with_channel_lanes(problem, after, tile, lanes, flat):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
-    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat)
-    step = 1 if flat else problem.axes[2].step
+    pitch = blocking.spread(problem.inputs, itemsize(real)) if last else 0
+    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat, pitch=pitch)
+    step = (1 if flat else problem.axes[2].step) * (pitch or 1)
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
     small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
     in_place = last and flat and small and real == problem.dtype
-    few = problem.inputs if last and problem.inputs == between <= FEW else 0
     step = between if in_place else step
-    constants = lanes, *tile, step, last, pixel, len(problem.weight_taps) == 1, after, in_place, few
-    return _Banded(problem, layout, channel_lanes.forward, constants, block, lanes)
-
-
-FEW = 4
-"""Channels of dense pixels that are picked apart by shuffles: 3 of 224x224, 3x3, where 16 are transposed for them, 94 GFLOP/s."""
+    runs = layout.columns if flat and not last else 0
+    constants = lanes, *tile, step, pitch, runs, pixel, after, in_place
+    return _Banded(problem, layout, channel_lanes.forward, constants, block, step, in_place=in_place)
 
 
 def _with_pixel_lanes(problem, after, tile, lanes, flat):
     block, width = tile.channels, problem.axes[2]
     stride = 1 if flat else width.step
-    layout = Layout(problem, block, 1, tile.cols * lanes, lanes, flat, stride)
-    fits = layout.columns >= tile.cols * lanes and problem.inputs <= blocking.IN_PLACE
-    in_place = flat and fits and number(problem.dtype) == problem.dtype
-    constants = lanes, *tile, stride, in_place, len(problem.weight_taps) == 1, after, problem.y_strides[4]
-    return _Banded(problem, layout, pixel_lanes.forward, constants, block, math.gcd(block, 8))
+    layout = Layout(problem, block * pixel_lanes.TURNS, 1, tile.cols * lanes, lanes, flat, stride)
+    real, xc = number(problem.dtype), problem.x_strides[1]
+    fits = layout.columns >= tile.cols * lanes and blocking.stays(problem.inputs, xc * itemsize(real), tile.cols + 1)
+    in_place = flat and fits and real == problem.dtype
+    if in_place:
+        layout.next_channel = xc
+    constants = lanes, *tile, stride, in_place, layout.columns if flat else 0, after, problem.y_strides[4]
+    return _Banded(problem, layout, pixel_lanes.forward, constants, block, 1, pixel_lanes.TURNS)
 
 
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False):
+    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False, pitch=0):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
         x_strides, y_strides = problem.x_strides, problem.y_strides
-        if flat:  # a map is one row, cut into runs of tiles
+        if flat:  # a map is one row, cut into tiles
             length = depth.size * height.size * width.size
-            run = blocking.run(length, min(pixels, length), problem.inputs * size)
+            run = min(pixels, length)
             starts = np.minimum(np.arange(-(-length // run)) * run, length - run)
             depth, height, width = (Axis(n, n, 1, (0,)) for n in (1, len(starts), run))
             lines, outs, planes, rows, Q = starts * x_strides[4], starts * y_strides[4], [(0, 0)], [((0, 0), 0)], len(starts)
@@ -316,11 +319,15 @@ class Layout:
         self.columns = width.outputs
         self.results = depth.outputs * height.outputs * width.outputs
         low, high = min(width.offsets, default=0), max(width.offsets, default=0)
-        columns = blocking.padded((width.outputs - 1) * width.step + high - low + 1, lanes * phases)
-        columns = columns if phases > 1 else blocking.spread(columns, size)
+        columns = (width.outputs - 1) * width.step + high - low + 1
         # A last register of a row may run over its end.
         slack = blocking.padded(pixels, lanes)
-        rowstep = problem.inputs * columns + slack
+        if pitch:
+            self.next_channel, rowstep = 1, blocking.padded(columns * pitch, lanes) + slack
+        else:
+            columns = blocking.padded(columns, lanes * phases)
+            columns = columns if phases > 1 else blocking.spread(columns, size)
+            self.next_channel, rowstep = columns, problem.inputs * columns + slack
         extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
         maps = problem.images if depth.outputs == 1 and not alone else 1
         bands = blocking.bands(
@@ -330,6 +337,8 @@ class Layout:
 
         def column(offset):
             at = offset - low
+            if pitch:
+                return at * pitch
             return at // phases + at % phases * (columns // phases)
 
         taps = [(planes.index(plane) * RQ + row) * rowstep + column(offset) for plane, row in rows for offset in width.offsets]
@@ -340,6 +349,18 @@ class Layout:
         yn, yc, *_, yw = y_strides
         sizes = depth.outputs, height.outputs, width.outputs, bands.rows, bands.images, along, len(planes), Q, RQ, columns, low, width.size
         self.sizes = *sizes, xn, xc, xw, yn, yc, yw, rowstep, self.panel
+        self.tile, self.rowstep, self.line = (pieces, pixels), rowstep, LINE // size
+
+    def asked(self, steps, step, in_place):
+        """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not."""
+        pieces, pixels = self.tile
+        reads = np.arange(pieces)[:, None] * self.rowstep + np.arange(pixels) * step
+        here = (steps[:, None] + reads.ravel()).ravel()
+        after = here + (pixels * step if self.columns > pixels or in_place else pieces * self.rowstep)
+        lines, first = np.unique(after // self.line, return_index=True)
+        lines = lines[np.argsort(first)]
+        lines = lines[~np.isin(lines, here // self.line)]
+        return lines[np.arange(len(steps)) * len(lines) // max(1, len(steps))] * self.line if len(lines) else steps
 
 
 @functools.lru_cache(maxsize=1024)

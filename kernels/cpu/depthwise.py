@@ -151,7 +151,7 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
                     tile = each(tile, value, p)
                 store_tile(tile, C, y, (to,), ow * pixel, yh, pixel, rows - row, OW)
 
-    return panel.over_bands(dtype, L, count, panel.packing(dtype, lanes, False, stride), work)
+    return panel.over_bands(dtype, L, count, panel.packing(dtype, lanes, stride), work)
 
 
 @specialised

@@ -22,14 +22,16 @@ from ..simd import (
     phase,
     pointer,
     pointer_at,
-    repeat,
+    prefetch,
     splat,
     store,
+    store_masked,
     unroll,
-    with_phase,
 )
-from ..tile import columns, load_apart, store_apart
 from .number import jitable
+
+CHANNELS_AHEAD = 4
+"""Channels ahead for which a run is asked for: the hardware follows one, not the step to the next."""
 
 
 @functools.cache
@@ -64,45 +66,60 @@ def _from_planes(dtype, lanes):
 
 
 @functools.cache
-def _from_pixels(dtype, lanes):
-    """Packs a panel from channels_last maps: pixels of so many channels are transposed in registers.  width is a multiple of lanes."""
+def row_of_pixels(dtype, lanes):
+    """(x, at, xc, xw, panel, to, channels, pitch, first, width, W): copies a row of channels_last maps; pitch: a pixel's numbers there."""
     real, L = number(dtype), lanes
 
     @jitable
-    def pixel(rows, i, args):
-        x, at, column, W, xw, mask, zero = args
-        inside = 0 <= column + i < W
-        return with_phase(rows, i, load_masked(x, at + (column + i) * xw, mask, zero) if inside else zero)
+    def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
+        zero = splat(real(0), L)
+        if xw == pitch == channels:  # pixels follow each other here and there
+            left = min(width, max(0, -first))
+            right = max(left, min(width, W - first))
+            for j in range(0, left * pitch, L):
+                store(panel, to + j, zero)
+            for j in range(left * pitch, right * pitch - L + 1, L):
+                store(panel, to + j, load(x, at + first * xw + j, L))
+            rest = max(left * pitch, right * pitch - (right - left) * pitch % L)
+            for j in range(rest, right * pitch, L):
+                mask = between(j, 1, 0, right * pitch, L)
+                store_masked(panel, to + j, load_masked(x, at + first * xw + j, mask, zero), mask)
+            for j in range(right * pitch, width * pitch, L):
+                store_masked(panel, to + j, zero, between(j, 1, 0, width * pitch, L))
+            return
+        for j in range(width):
+            inside = 0 <= first + j < W
+            for c in range(0, pitch, L):
+                mask = between(c, 1, 0, channels if inside else c, L)
+                found = load_masked(x, at + (first + j) * xw + c, mask, zero)
+                if c + L <= pitch:
+                    store(panel, to + j * pitch + c, found)
+                else:
+                    store_masked(panel, to + j * pitch + c, found, between(c, 1, 0, pitch, L))
 
-    @jitable
-    def keep(found, i, args):
-        panel, target, width, count = args
-        if i < count:
-            store(panel, target + i * width, phase(found, i))
-        return found
+    return pack
+
+
+@functools.cache
+def _from_pixels(dtype, lanes, pitch):
+    """Packs a panel from channels_last maps as they lie, so many numbers from pixel to pixel."""
+    real, L = number(dtype), lanes
+    row = row_of_pixels(dtype, lanes)
 
     @jitable
     def pack(x, panel, source, line, images, rows, sizes):
-        lines, C, KP, RQ, Q, width, first, W, xn, _, xw, rowstep = sizes
+        lines, C, KP, RQ, Q, width, first, W, xn, xc, xw, rowstep = sizes
         zero = splat(real(0), L)
         for i in range(images):
             for k in range(KP):
                 for q in range(rows):
                     start = lines[line + k * Q + q]
-                    target = ((i * KP + k) * RQ + q) * rowstep
+                    to = ((i * KP + k) * RQ + q) * rowstep
                     if start < 0:
-                        for j in range(0, C * width, L):
-                            store(panel, target + j, zero)
+                        for j in range(0, width * pitch, L):
+                            store(panel, to + j, zero)
                     else:
-                        for j in range(0, width, L):
-                            for c in range(0, C, L):
-                                at, mask = source + i * xn + start + c, between(c, 1, 0, C, L)
-                                if c + L <= C and first + j >= 0 and first + j + L <= W:
-                                    whole = columns(load_apart(x, at + (first + j) * xw, xw, L))
-                                    store_apart(panel, target + c * width + j, width, whole)
-                                    continue
-                                found = columns(unroll(pixel, L, repeat(zero, L), (x, at, first + j, W, xw, mask, zero)))
-                                unroll(keep, L, found, (panel, target + c * width + j, width, C - c))
+                        row(x, source + i * xn + start, xc, xw, panel, to, C, pitch, first, width, W)
 
     return pack
 
@@ -143,55 +160,56 @@ def _from_planes_by_phase(dtype, lanes, stride):
 
 
 @functools.cache
-def _from_few(dtype, lanes, channels):
-    """``_from_pixels`` of 2 to 4 channels without a gap between pixels: a register of each is picked from as many."""
-    real, L, C = number(dtype), lanes, channels
+def _from_runs(dtype, lanes, pixels):
+    """Packs a panel from contiguous maps whose rows are so many pixels that follow each other; the last row overlaps the one before."""
+    real, L, P, whole = number(dtype), lanes, pixels, pixels // lanes * lanes
 
     @jitable
-    def keep(found, c, args):
-        panel, to, width = args
-        store(panel, to + c * width, phase(found, c))
-        return found
+    def run(x, at, ahead, panel, to, rest, zero):
+        for j in range(0, whole, L):
+            prefetch(x, at + j + ahead)
+            store(panel, to + j, load(x, at + j, L))
+        if whole < P:
+            prefetch(x, at + whole + ahead)
+            store(panel, to + whole, load_masked(x, at + whole, rest, zero))
 
     @jitable
     def pack(x, panel, source, line, images, rows, sizes):
-        lines, _, KP, RQ, Q, width, first, W, xn, _, _, rowstep = sizes
-        zero = splat(real(0), L)
+        lines, C, _, RQ, _, width, _, _, xn, xc, _, rowstep = sizes
+        zero, rest = splat(real(0), L), between(whole, 1, 0, P, L)
         for i in range(images):
-            for k in range(KP):
-                for q in range(rows):
-                    start = lines[line + k * Q + q]
-                    to = ((i * KP + k) * RQ + q) * rowstep
-                    for j in range(0, width, L):
-                        if start < 0:
-                            found = repeat(zero, C)
-                        else:
-                            found = load_phases_between(x, source + i * xn + start, (first + j) * C, 0, W * C, C, zero)
-                        unroll(keep, C, found, (panel, to + j, width))
+            for c in range(C):
+                plane, to = source + i * xn + c * xc, i * RQ * rowstep + c * width
+                at = plane + lines[line]
+                for q in range(rows - 1):
+                    run(x, at + q * P, CHANNELS_AHEAD * xc, panel, to, rest, zero)
+                    to += rowstep
+                run(x, plane + lines[line + rows - 1], CHANNELS_AHEAD * xc, panel, to, rest, zero)
 
     return pack
 
 
-def packing(dtype, lanes, channels_last, stride=1, few=0):
+def packing(dtype, lanes, stride=1, pitch=0, runs=0):
     """(x, panel, offset of the first channel of the first map, index of the first line, maps, rows, sizes): packs a panel; sizes are
     (lines; channels, planes, rows a plane of the panel and of lines, columns a row, the first one's position, columns of x, x's steps of
-    maps, channels and pixels, the panel's of rows).  ``stride``: by phases of that; ``few``: pixels of so many channels are dense."""
-    if stride > 1:
-        return _from_planes_by_phase(dtype, lanes, stride)
-    if few > 1:
-        return _from_few(dtype, lanes, few)
-    return (_from_pixels if channels_last else _from_planes)(dtype, lanes)
+    maps, channels and pixels, the panel's of rows).  ``stride``: by phases of that; ``pitch``: from pixel to pixel, of channels_last maps;
+    ``runs``: rows are so many pixels of a map that is one row."""
+    if pitch:
+        return _from_pixels(dtype, lanes, pitch)
+    if runs:
+        return _from_runs(dtype, lanes, runs)
+    return _from_planes_by_phase(dtype, lanes, stride) if stride > 1 else _from_planes(dtype, lanes)
 
 
-def over_bands(dtype, lanes, parameters, pack, work):
-    """The worker of a nest whose jobs are (band, group, block of output channels).  ``pack``: as ``packing`` makes it, or None where x is
-    read where it lies; ``work`` does a job, from
+def over_bands(dtype, lanes, parameters, pack, work, per=1):
+    """The worker of a nest whose jobs are (band, group, ``per`` blocks of output channels).  ``pack``: as ``packing`` makes it, or None
+    where x is read where it lies; ``work`` does a job, from
 
     - memory: x, packed weights, y, the panel;
     - tables: lines of x, of y, taps;
     - sizes: channels and output channels of a group, blocks, taps; output rows of a map, outputs of a row; planes, rows of lines and of the
       panel; x's steps of maps, channels and pixels, y's; the panel's of channels and rows;
-    - place: group, block, first map and row (of lines of y), rows a map and maps of the band; x's first channel, its first line;
+    - place: group, first block, first map and row (of lines of y), rows a map and maps of the band; x's first channel, its first line;
     - the activation's ``parameters``.
     """
     real, L, count, packs = number(dtype), lanes, parameters, pack is not None
@@ -210,9 +228,9 @@ def over_bands(dtype, lanes, parameters, pack, work):
         p = numbers(args, 34, count, real, L)
         panel = pointer_at(panels + start // grain * panel_bytes, real)
         sizes = IC, OC, blocks, T, OH, OW, KP, Q, RQ, xn, xc, xw, yn, yc, yw, width, rowstep
-        packed = -1
+        packed, chunks = -1, (blocks + per - 1) // per
         for job in range(start, stop):
-            block, rest = job % blocks, job // blocks
+            block, rest = job % chunks * per, job // chunks
             g, band = rest % groups, rest // groups
             row, slab = band % bands * R, band // bands
             od, n = slab % OD, slab // OD * images

@@ -6,65 +6,74 @@ and to 256, 177, where channel_lanes.py gives 135 and 145, PyTorch 156 and 132.
 """
 
 from ..compile import specialised
-from ..simd import number, repeat, splat
-from ..tile import add_outer, add_tiles, each, store_tile, tile_of_each
+from ..simd import number, prefetch_to_l2, repeat, splat, stacked
+from ..tile import add_outer, add_put, each, put_tile, store_tile, tile_of_each
 from . import blocking
 from . import panel as panels
+from .ahead import asking
+from .blocking import AHEAD
 from .number import compiled, jitable
+
+chain_length = jitable(blocking.chain)
+
+TURNS = 8
+"""Blocks of output channels that take turns at a chain's products, whose x stays in L1."""
 
 
 @specialised
-def forward(dtype, lanes, rows, cols, stride, in_place, single, after, pixel):
-    """Jobs: (band, group, block of ``rows`` output channels).  A tile is ``rows`` channels x ``cols`` registers of pixels of a row.
-    ``in_place``: x is read where it lies, as its rows need no padding.  ``single``: one tap.
+def forward(dtype, lanes, rows, cols, stride, in_place, runs, after, pixel):
+    """Jobs: (band, group, TURNS blocks of ``rows`` output channels).  A tile is ``rows`` channels x ``cols`` registers of pixels of a row.
+    ``in_place``: x is read where it lies, as its rows need no padding.  ``runs``: rows are so many pixels of a map that is one row.
     ``pixel``: y's pixels are so far apart.
 
-    Arguments: as channel_lanes.forward's; ``stride`` > 1: taps are offsets in a panel by phases."""
+    Arguments: as channel_lanes.forward's; ``stride`` > 1: steps are offsets in a panel by phases."""
     real, R, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
+    ask, area, room = asking(real), whole * L, TURNS * whole * L
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
     @jitable
-    def chain(tile, x, at, w, wo, taps, channels, T, width):
-        for _ in range(channels):
-            if single:
-                tile = add_outer(tile, w, (wo,), 0, 1, x, at, C)
-                wo += R
-            else:
-                for t in range(T):
-                    tile = add_outer(tile, w, (wo,), 0, 1, x, at + taps[t], C)
-                    wo += R
-            at += width
+    def chain(tile, x, at, ahead, w, wo, steps, count):
+        for i in range(count):
+            if in_place:
+                prefetch_to_l2(x, at + ahead + steps[i])
+            ask(w, wo + AHEAD * R, R)
+            tile = add_outer(tile, w, (wo,), 0, 1, x, at + steps[i], C)
+            wo += R
         return tile
-
-    @jitable
-    def accumulated(x, at, w, wo, taps, IC, T, width):
-        together, zeros = max(1, blocking.CHUNK // max(1, T)), repeat(splat(real(0), L), whole)
-        total = chain(tile_of_each(w, wo, R, C, L), x, at, w, wo + R, taps, min(IC, together), T, width)
-        wo += R
-        for c in range(together, IC, together):
-            more = min(IC - c, together)
-            total = add_tiles(total, chain(zeros, x, at + c * width, w, wo + c * T * R, taps, more, T, width))
-        return total
 
     @jitable
     def work(memory, tables, sizes, place, p):
         x, w, y, panel = memory
-        lines, outs, taps = tables
+        lines, outs, steps = tables
         IC, OC, blocks, T, _, OW, KP, _, RQ, xn, xc, _, yn, yc, _, width, rowstep = sizes
         g, block, n, out, band_rows, maps, source, line = place
-        weights, channel = (g * blocks + block) * (IC * T + 1) * R, g * OC + block * R
-        for i in range(maps):
-            for r in range(band_rows):
-                to = (n + i) * yn + channel * yc + outs[out + r]
-                for column in range(0, OW, wide):
-                    ow = max(0, min(column, OW - wide))
-                    if in_place:
-                        tile = accumulated(x, source + i * xn + lines[line + r] + ow, w, weights, taps, IC, T, xc)
-                    else:
-                        tile = accumulated(panel, (i * KP * RQ + r) * rowstep + ow, w, weights, taps, IC, T, width)
-                    if activates:
-                        tile = each(tile, value, p)
-                    store_tile(tile, C, y, (to,), ow * pixel, yc, pixel, OC - block * R, OW)
+        here, next_channel = (x, xc) if in_place else (panel, width)
+        turns, zeros, sums = min(TURNS, blocks - block), repeat(splat(real(0), L), whole), stacked(room, real)
+        together, size = chain_length(IC, T), (IC * T + 1) * R
+        for row in range(maps * band_rows):
+            image = row // band_rows if maps > 1 else 0
+            r = row - image * band_rows
+            start = source + image * xn + lines[line + r] if in_place else (image * KP * RQ + r) * rowstep
+            to = (n + image) * yn + (g * OC + block * R) * yc + outs[out + r]
+            for column in range(0, OW, wide):
+                ow = max(0, min(column, OW - wide))
+                for c in range(0, max(1, IC), together):
+                    for turn in range(turns):
+                        mine = (g * blocks + block + turn) * size
+                        tile = tile_of_each(w, mine, R, C, L) if c == 0 else zeros
+                        at, wo = start + ow + c * next_channel, mine + (1 + c * T) * R
+                        # The next tile's x: a cache line of each register at each turn.
+                        ahead = wide + turn % (C + 1) * L
+                        tile = chain(tile, here, at, ahead, w, wo, steps, min(together, IC - c) * T)
+                        if c > 0:
+                            tile = add_put(tile, sums, turn * area)
+                        if c + together < IC:
+                            put_tile(sums, turn * area, tile)
+                            continue
+                        if activates:
+                            tile = each(tile, value, p)
+                        left = OC - (block + turn) * R
+                        store_tile(tile, C, y, (to + turn * R * yc,), ow * pixel, yc, pixel, left, OW)
 
-    return panels.over_bands(dtype, L, count, None if in_place else panels.packing(dtype, lanes, False, stride), work)
+    return panels.over_bands(dtype, L, count, None if in_place else panels.packing(dtype, lanes, stride, 0, runs), work, TURNS)

@@ -31,6 +31,7 @@ from ..simd import (
     with_phase,
 )
 from ..tile import add_outer, columns, load_apart, store_apart, tile_of
+from . import panel
 from .number import jitable
 
 AHEAD = 8
@@ -78,41 +79,6 @@ def _by_pixel_from_planes(dtype, lanes):
     return pack
 
 
-@functools.cache
-def _by_pixel_from_pixels(dtype, lanes):
-    """The same of channels_last maps."""
-    real, L = number(dtype), lanes
-
-    @jitable
-    def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
-        zero = splat(real(0), L)
-        if xw == pitch == channels:  # pixels follow each other here and there
-            left = min(width, max(0, -first))
-            right = max(left, min(width, W - first))
-            for j in range(0, left * pitch, L):
-                store(panel, to + j, zero)
-            for j in range(left * pitch, right * pitch - L + 1, L):
-                store(panel, to + j, load(x, at + first * xw + j, L))
-            rest = max(left * pitch, right * pitch - (right - left) * pitch % L)
-            for j in range(rest, right * pitch, L):
-                mask = between(j, 1, 0, right * pitch, L)
-                store_masked(panel, to + j, load_masked(x, at + first * xw + j, mask, zero), mask)
-            for j in range(right * pitch, width * pitch, L):
-                store_masked(panel, to + j, zero, between(j, 1, 0, width * pitch, L))
-            return
-        for j in range(width):
-            inside = 0 <= first + j < W
-            for c in range(0, pitch, L):
-                mask = between(c, 1, 0, channels if inside else c, L)
-                found = load_masked(x, at + (first + j) * xw + c, mask, zero)
-                if c + L <= pitch:
-                    store(panel, to + j * pitch + c, found)
-                else:
-                    store_masked(panel, to + j * pitch + c, found, between(c, 1, 0, pitch, L))
-
-    return pack
-
-
 @specialised
 def backward(dtype, lanes, rows, cols, pixels):
     """Jobs: (slice of the bands, group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
@@ -120,7 +86,7 @@ def backward(dtype, lanes, rows, cols, pixels):
     Arguments: x, gy, sums, panels, jobs a thread; addresses of the lines of x and of gy, and of the runs' first numbers in a panel;
     sizes, see convolution.py."""
     real, R, C, L, B, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
-    pack = (_by_pixel_from_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
+    pack = (panel.row_of_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
 
     @jitable
     def put(tile, i, args):

@@ -3,15 +3,23 @@
 from numba import int64
 
 from ..compile import specialised
-from ..simd import gather_between, integers, number, pointer, splat, store
+from ..simd import between, gather_between, integers, number, pointer, splat, store, store_masked
+from .number import jitable
 
 
 @specialised
-def pack(dtype, lanes, cols, biased, scaled):
-    """Jobs: (group, block of cols * lanes output channels).  Arguments: packed, weights, biases, scales; addresses of the taps' offsets;
+def pack(dtype, lanes, block, biased, scaled):
+    """Jobs: (group, block of so many output channels).  Arguments: packed, weights, biases, scales; addresses of the taps' offsets;
     output channels and blocks a group, input channels a group, taps; the weights' steps from group to group, output to output and
     input to input channel.  ``scaled``: each output channel's weights are multiplied by its scale; biases are added as they are."""
-    real, L, B = number(dtype), lanes, cols * lanes
+    real, L, B = number(dtype), lanes, block
+
+    @jitable
+    def put(packed, to, k, found):
+        if k + L <= B:
+            store(packed, to, found)
+        else:
+            store_masked(packed, to, found, between(k, 1, 0, B, L))
 
     def kernel(args, start, stop):
         packed, w = pointer(args, 0, real), pointer(args, 1, dtype)
@@ -19,22 +27,19 @@ def pack(dtype, lanes, cols, biased, scaled):
         OC, blocks, IC, T, step_g, step_o, step_i = integers(args, 5, 7)
         zero = splat(real(0), L)
         for job in range(start, stop):
-            g, block = job // blocks, job % blocks
-            at = job * (IC * T + 1) * B
-            for first in range(block * B, (block + 1) * B, L):
-                to = at + first - block * B
-                low, high = g * OC, g * OC + OC
-                if biased:
-                    store(packed, to, gather_between(biases, 0, low + first, 1, low, high, zero))
-                else:
-                    store(packed, to, zero)
-                scale = gather_between(scales, 0, low + first, 1, low, high, zero) if scaled else zero
+            g, first = job // blocks, job % blocks * B
+            low, high, begin = g * OC, g * OC + OC, job * (IC * T + 1) * B
+            for k in range(0, B, L):
+                to, channel = begin + k, first + k
+                bias = gather_between(biases, 0, low + channel, 1, low, high, zero) if biased else zero
+                put(packed, to, k, bias)
+                scale = gather_between(scales, 0, low + channel, 1, low, high, zero) if scaled else zero
                 for c in range(IC):
                     for t in range(T):
                         to += B
                         base = g * step_g + c * step_i + taps[t]
-                        # Lane i is output channel first + i; of expanded weights all are one.
-                        found = gather_between(w, base, first * step_o, step_o, 0, max(1, OC * step_o), zero)
-                        store(packed, to, found * scale if scaled else found)
+                        # Lane i is output channel ``channel + i``; of expanded weights all are one.
+                        found = gather_between(w, base, channel * step_o, step_o, 0, max(1, OC * step_o), zero)
+                        put(packed, to, k, found * scale if scaled else found)
 
     return kernel
