@@ -562,6 +562,20 @@ def _convolution(caller: str, rank: int) -> Function:
     return convolve
 
 
+def remembered(
+    kept: convolution.Kept, asked: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """``convolved`` for a module whose last call was ``asked`` for the same of tensors alike; None if it was not."""
+    last = kept.last
+    if last is None or last.asked != asked or last.weight is not weight or last.bias is not bias:
+        return None
+    if not _is_simple(input) or _is_autocast("cpu"):
+        return None
+    if _is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        return None
+    return last.again(input)
+
+
 def convolved(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -570,8 +584,10 @@ def convolved(
     affine: Any = None,
     after: Any = None,
     kept: convolution.Kept | None = None,
+    asked: Any = None,
 ) -> torch.Tensor:
-    """The convolution of checked tensors, through autograd where a gradient will be asked for; ``kept``: a module's packed weights."""
+    """The convolution of checked tensors, through autograd where a gradient will be asked for; ``kept``: a module's packed weights,
+    which remembers the call by what it was ``asked`` for."""
     for t, name in ((input, "input"), (weight, "weight"), (bias, "bias")):
         if not isinstance(t, torch.Tensor) and (t is not None or name != "bias"):
             raise TypeError(f"{op.caller}: {name} must be a Tensor, got {type(t).__name__}")
@@ -580,7 +596,7 @@ def convolved(
         _check_alike(op.caller, (input, weight) if bias is None else (input, weight, bias), weight, bias)
         if _is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
             return Convolve.apply(input, weight, bias, op, epilogue)
-        return convolution.forward(input, weight, bias, op, epilogue, None, kept)
+        return convolution.forward(input, weight, bias, op, epilogue, None, kept, asked)
     scale, shift = _checked_affine(op.caller, weight, affine)
     tensors = [t for t in (input, weight, bias, scale, shift) if t is not None]
     if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type):

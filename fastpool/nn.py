@@ -204,16 +204,19 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
         self.after = after
 
     def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        padding = self.padding
+        padding, after, kept = self.padding, getattr(self, "after", None), None
         if self.padding_mode != "zeros":
             input, padding = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        op = convolution.request(function.__name__, rank, self.stride, padding, self.dilation, self.groups)
-        kept = None
+        asked = self.stride, padding, self.dilation, self.groups, after
         if not torch.compiler.is_compiling():
             kept = vars(self).get("_kept")
             if kept is None:
                 kept = vars(self)["_kept"] = convolution.Kept()
-        return F.convolved(input, weight, bias, op, None, getattr(self, "after", None), kept)
+            y = F.remembered(kept, asked, input, weight, bias)
+            if y is not None:
+                return y
+        op = convolution.request(function.__name__, rank, *asked[:4])
+        return F.convolved(input, weight, bias, op, None, after, kept, asked)
 
     def extra_repr(self: Any) -> str:
         after = getattr(self, "after", None)
