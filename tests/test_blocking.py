@@ -31,7 +31,7 @@ def test_a_tile_fits_the_registers_and_the_map(count, width, rows, channels, lan
         assert tile.pieces * tile.pixels * tile.cols + tile.cols + 1 <= count
         assert tile.pixels <= width
         assert tile.pieces <= rows
-        assert tile.pieces == 1 or tile.pixels == width
+        assert tile.pieces == 1 or width % tile.pixels == 0
         assert tile.cols <= max(1, -(-channels // lanes))
         cost, tile = blocking.pixel_tile(width, rows, channels, lanes, size, steps, steps % 2 == 0)
         assert cost > 0
@@ -96,6 +96,9 @@ def test_padding_and_spreading(count, multiple, size):
     found = blocking.padded(count, multiple)
     assert count <= found < count + multiple
     assert found % multiple == 0
+    pitch = blocking.pitch(count, size)
+    assert count <= pitch <= count + 64 // size
+    assert pitch * size % 128 != 0
     spread = blocking.spread(count, size)
     assert spread >= count
     assert spread * size % 256 != 0

@@ -367,10 +367,10 @@ CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "wei
 
 REACHED = {
     # What must be among the kernels asked for: (nest, constants), by x, weight, arguments, layout, at 16 lanes.
-    "one-piece": ((1, 32, 4, 56), (32, 32, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pieces": 1, "pitch": 32})),
+    "one-piece": ((1, 32, 4, 56), (32, 32, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pieces": 1, "pitch": 48})),
     "several-pieces": ((1, 32, 8, 7), (32, 32, 3, 3), {"padding": 1}, "contiguous", (CHANNELS, {"pieces": 2, "rows": 7, "pixel": 1})),
     "pieces-of-images": ((2, 16, 1, 3), (32, 16, 1, 2), {}, "channels_last", (CHANNELS, {"pieces": 2, "rows": 2})),
-    "step": ((1, 32, 9, 9), (32, 32, 3, 3), {"stride": 2}, "channels_last", (CHANNELS, {"step": 64, "pitch": 32})),
+    "step": ((1, 32, 9, 9), (32, 32, 3, 3), {"stride": 2}, "channels_last", (CHANNELS, {"step": 96, "pitch": 48})),
     "pixel-step": ((1, 32, 15, 15), (32, 32, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 2})),
     "pixel-step-4": ((1, 24, 9, 17), (20, 24, 3, 5), {"stride": 4, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 4})),
     "in-place-pixels": ((1, 32, 5, 5), (32, 32, 1, 1), {}, "channels_last", (CHANNELS, {"in_place": True, "step": 32})),

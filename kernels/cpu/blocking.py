@@ -44,6 +44,9 @@ CHUNK = 64
 BESIDE = 1.5
 """Cycles of a step beside that: 14 x 2 registers ran at 220 GFLOP/s of 247, 4 x 4 at 188."""
 
+PIECE = 0.25
+"""Cycles of a step for each row of a tile but the first: its address takes a register.  14 rows of 1 pixel have half the speed of 1 of 14."""
+
 AHEAD = 16
 """Products ahead for which weights are asked for, and x, if a channel has not more: both stream from L2.  64 channels, 3x3: 193 GFLOP/s
 became 198 by weights, 201 by x, 207 by both, all that the FMA units do there; 4 to 16 are alike."""
@@ -120,7 +123,7 @@ def tile(width, rows, channels, lanes, itemsize, steps):
     for cols in range(1, min(WEIGHTS, -(-channels // lanes)) + 1):
         room = (registers() - cols - 1) // cols
         for pixels in range(1, min(width, room) + 1):
-            most = min(rows, room // pixels) if pixels == width else 1
+            most = min(rows, room // pixels) if width % pixels == 0 else 1
             candidates += [Tile(pieces, pixels, cols) for pieces in range(1, most + 1)]
     cost = functools.partial(_cycles, width=width, rows=rows, channels=channels, lanes=lanes, itemsize=itemsize, steps=steps)
     best = min(candidates, key=lambda t: (cost(t), -t.pixels * t.pieces))
@@ -129,7 +132,7 @@ def tile(width, rows, channels, lanes, itemsize, steps):
 
 def _cycles(t, width, rows, channels, lanes, itemsize, steps):
     pixels = t.pieces * t.pixels
-    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY) + BESIDE
+    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY) + BESIDE + PIECE * (t.pieces - 1)
     tiles = -(-rows // t.pieces) * -(-width // t.pixels) * -(-channels // (t.cols * lanes))
     return tiles * (steps * step + TRANSPOSED * -(-pixels // lanes) * t.cols * lanes)
 
@@ -229,6 +232,12 @@ def spread(count, itemsize):
     return count + LINE // itemsize if count * itemsize % (4 * LINE) == 0 else count
 
 
+def pitch(channels, itemsize):
+    """From pixel to pixel of a panel of channels_last maps: an odd number of cache lines, or pixels would share few sets of L1."""
+    lines, rest = divmod(channels * itemsize, LINE)
+    return (lines | 1) * LINE // itemsize if rest == 0 else channels
+
+
 __all__ = [
     "UNPACKED_BYTES",
     "UNPACKED_OUTPUTS",
@@ -238,6 +247,7 @@ __all__ = [
     "bands",
     "l2_bytes",
     "padded",
+    "pitch",
     "pixel_tile",
     "registers",
     "tile",

@@ -274,7 +274,7 @@ def _depthwise_planes(problem, after):
 
 def _with_channel_lanes(problem, after, tile, lanes, flat):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
-    pitch = blocking.spread(problem.inputs, itemsize(real)) if last else 0
+    pitch = blocking.pitch(problem.inputs, itemsize(real)) if last else 0
     layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat, pitch=pitch)
     step = (1 if flat else problem.axes[2].step) * (pitch or 1)
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
