@@ -17,10 +17,7 @@ from .number import compiled, jitable
 
 chain_length = jitable(blocking.chain)
 
-AHEAD = blocking.AHEAD
-
-TURNS = 8
-"""Tiles that take turns at a chain's products."""
+AHEAD, TURNS = blocking.AHEAD, blocking.TURNS
 
 
 @specialised

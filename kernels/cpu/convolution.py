@@ -289,14 +289,16 @@ def _with_channel_lanes(problem, after, tile, lanes, flat):
 def _with_pixel_lanes(problem, after, tile, lanes, flat):
     block, width = tile.channels, problem.axes[2]
     stride = 1 if flat else width.step
-    layout = Layout(problem, block * pixel_lanes.TURNS, 1, tile.cols * lanes, lanes, flat, stride)
+    single = blocking.chain(problem.inputs, len(problem.weight_taps)) >= problem.inputs
+    turns = 1 if single and not flat else blocking.TURNS
+    layout = Layout(problem, block * turns, 1, tile.cols * lanes, lanes, flat, stride)
     real, xc = number(problem.dtype), problem.x_strides[1]
     fits = layout.columns >= tile.cols * lanes and blocking.stays(problem.inputs, xc * itemsize(real), tile.cols + 1)
     in_place = flat and fits and real == problem.dtype
     if in_place:
         layout.next_channel = xc
-    constants = lanes, *tile, stride, in_place, layout.columns if flat else 0, after, problem.y_strides[4]
-    return _Banded(problem, layout, pixel_lanes.forward, constants, block, 1, pixel_lanes.TURNS)
+    constants = lanes, *tile, turns, stride, in_place, layout.columns if flat else 0, after, problem.y_strides[4]
+    return _Banded(problem, layout, pixel_lanes.forward, constants, block, 1, turns)
 
 
 class Layout:

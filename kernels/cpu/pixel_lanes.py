@@ -16,19 +16,16 @@ from .number import compiled, jitable
 
 chain_length = jitable(blocking.chain)
 
-TURNS = 8
-"""Blocks of output channels that take turns at a chain's products, whose x stays in L1."""
-
 
 @specialised
-def forward(dtype, lanes, rows, cols, stride, in_place, runs, after, pixel):
-    """Jobs: (band, group, TURNS blocks of ``rows`` output channels).  A tile is ``rows`` channels x ``cols`` registers of pixels of a row.
-    ``in_place``: x is read where it lies, as its rows need no padding.  ``runs``: rows are so many pixels of a map that is one row.
+def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixel):
+    """Jobs: (band, group, ``turns`` blocks of ``rows`` output channels).  A tile is ``rows`` channels x ``cols`` registers of pixels of a
+    row.  ``in_place``: x is read where it lies, as its rows need no padding.  ``runs``: rows are so many pixels of a map that is one row.
     ``pixel``: y's pixels are so far apart.
 
     Arguments: as channel_lanes.forward's; ``stride`` > 1: steps are offsets in a panel by phases."""
     real, R, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
-    ask, area, room = asking(real), whole * L, TURNS * whole * L
+    ask, area, room, per = asking(real), whole * L, turns * whole * L, turns
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
@@ -49,7 +46,7 @@ def forward(dtype, lanes, rows, cols, stride, in_place, runs, after, pixel):
         IC, OC, blocks, T, _, OW, KP, _, RQ, xn, xc, _, yn, yc, _, width, rowstep = sizes
         g, block, n, out, band_rows, maps, source, line = place
         here, next_channel = (x, xc) if in_place else (panel, width)
-        turns, zeros, sums = min(TURNS, blocks - block), repeat(splat(real(0), L), whole), stacked(room, real)
+        many, zeros, sums = min(per, blocks - block), repeat(splat(real(0), L), whole), stacked(room, real)
         together, size = chain_length(IC, T), (IC * T + 1) * R
         for row in range(maps * band_rows):
             image = row // band_rows if maps > 1 else 0
@@ -59,7 +56,7 @@ def forward(dtype, lanes, rows, cols, stride, in_place, runs, after, pixel):
             for column in range(0, OW, wide):
                 ow = max(0, min(column, OW - wide))
                 for c in range(0, max(1, IC), together):
-                    for turn in range(turns):
+                    for turn in range(many):
                         mine = (g * blocks + block + turn) * size
                         tile = tile_of_each(w, mine, R, C, L) if c == 0 else zeros
                         at, wo = start + ow + c * next_channel, mine + (1 + c * T) * R
@@ -76,4 +73,4 @@ def forward(dtype, lanes, rows, cols, stride, in_place, runs, after, pixel):
                         left = OC - (block + turn) * R
                         store_tile(tile, C, y, (to + turn * R * yc,), ow * pixel, yc, pixel, left, OW)
 
-    return panels.over_bands(dtype, L, count, None if in_place else panels.packing(dtype, lanes, stride, 0, runs), work, TURNS)
+    return panels.over_bands(dtype, L, count, None if in_place else panels.packing(dtype, lanes, stride, 0, runs), work, per)
