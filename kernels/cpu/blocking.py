@@ -49,6 +49,10 @@ without where x is packed: each turn would write other planes."""
 BESIDE = 1.5
 """Cycles of a step beside that: 14 x 2 registers ran at 220 GFLOP/s of 247, 4 x 4 at 188."""
 
+ASKED = 3
+"""Loads of a step beside those of the tile: its offsets, and what is asked for ahead.  5x5 of 96 channels of 27x27: 27 pixels x 1 register
+ran at 165 GFLOP/s, 14 x 2 at 206."""
+
 PIECE = 0.25
 """Cycles of a step for each row of a tile but the first: its address takes a register.  14 rows of 1 pixel are half as fast as 1 of 14."""
 
@@ -137,7 +141,7 @@ def tile(width, rows, channels, lanes, itemsize, steps):
 
 def _cycles(t, width, rows, channels, lanes, itemsize, steps):
     pixels = t.pieces * t.pixels
-    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols) / PER_CYCLE, LATENCY) + BESIDE + PIECE * (t.pieces - 1)
+    step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols + ASKED) / PER_CYCLE, LATENCY) + BESIDE + PIECE * (t.pieces - 1)
     tiles = -(-rows // t.pieces) * -(-width // t.pixels) * -(-channels // (t.cols * lanes))
     return tiles * (steps * step + TRANSPOSED * -(-pixels // lanes) * t.cols * lanes)
 
@@ -152,7 +156,7 @@ def pixel_tile(width, rows, channels, lanes, itemsize, steps, shifted):
     ]
 
     def cost(t):
-        step = max(t.channels * t.cols / PER_CYCLE, (t.channels + t.cols) / PER_CYCLE, LATENCY) + BESIDE
+        step = max(t.channels * t.cols / PER_CYCLE, (t.channels + t.cols + ASKED) / PER_CYCLE, LATENCY) + BESIDE
         step *= SHIFTED if shifted else 1
         tiles = rows * -(-width // (t.cols * lanes)) * -(-channels // t.channels)
         return tiles * (steps * step + STORED * t.channels * t.cols)
