@@ -14,6 +14,7 @@ double backward     a ``torch.Tensor``                           ``fastpool/auto
 ``retarget`` copies a function and rebinds its words to one target's, so the arithmetic itself is written once.
 """
 
+import math
 from fractions import Fraction
 from types import FunctionType
 
@@ -80,6 +81,26 @@ def power(x, p):
     return np.power(x, p)
 
 
+def expm1(x):
+    """e^x - 1, without the loss of 1 where x is small."""
+    return np.expm1(x)
+
+
+def log1p(x):
+    """ln(1 + x) for x >= -1, without the loss of x where it is small."""
+    return np.log1p(x)
+
+
+def tanh(x):
+    """The hyperbolic tangent."""
+    return np.tanh(x)
+
+
+def erf(x):
+    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
+    return x.dtype.type(math.erf(x))
+
+
 def multiply_wide(a, b):
     """The 64-bit product of two uint32 as (high, low) uint32."""
     product = int(a) * int(b)
@@ -125,9 +146,11 @@ def from_bits(bits, x):
     return bits.view(x.dtype)
 
 
-WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, exp, log, power, multiply_wide, unit)
+MATHEMATICS = (exp, log, power, expm1, log1p, tanh, erf)
+"""The words that kernels/elementary.py builds, for targets that have none of their own."""
+WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, *MATHEMATICS, multiply_wide, unit)
 BUILDING = (fused, by_width, polynomial, bits_of, from_bits)
-"""The further words of kernels/elementary.py; a target with an exp, log and power of its own, as CUDA's, needs none of them."""
+"""The further words of kernels/elementary.py; a target with an exp, log and so on of its own, as CUDA's, needs none of them."""
 
 
 def retarget(function, words, compiled=lambda f: f):

@@ -1,9 +1,10 @@
-"""exp, log and power of kernels/elementary.py: how far from the truth, at their edges, and in what instructions."""
+"""The words of kernels/elementary.py: how far from the truth, at their edges, and in what instructions."""
 
 import functools
 import itertools
 import platform
 import re
+from typing import NamedTuple
 
 import mpmath
 import numpy as np
@@ -14,20 +15,32 @@ from fastpool.kernels.compile import WORKER, specialised
 from fastpool.kernels.cpu.number import WORDS
 from fastpool.kernels.simd import load, native_lanes, pointer, store
 from numba import cfunc, float32, float64
+from scipy.special import erf
 from test_simd import This, assert_same_bits, run
 
 THIS = This("test_elementary", __file__)
+
+
+class Word(NamedTuple):
+    """A constant of the kernels below: they are compiled anew when kernels/elementary.py changes."""
+
+    name: str
+    source: str = elementary.__file__
+
+
 FLOATS = {np.float32: float32, np.float64: float64}
 
-ULP = {"exp": 0.8, "log": 0.51, "power": 0.9}
+ULP = {"exp": 0.8, "log": 0.51, "power": 0.9, "expm1": 1.1, "log1p": 0.67, "tanh": 0.96, "erf": 1.26}
 """The largest error that kernels/elementary.py claims, in units of the last place of the nearest result."""
+ULP_64 = ULP | {"erf": 2.3}
+UNARY = [name for name in ULP if name != "power"]
 
 dtypes = pytest.mark.parametrize("dtype", FLOATS)
 
 
 @specialised
-def unary(this, name, dtype, lanes):
-    L, word = lanes, WORDS[name]
+def unary(this, of, dtype, lanes):
+    L, word = lanes, WORDS[of.name]
 
     def kernel(args, start, stop):
         x, y, n = pointer(args, 0, dtype), pointer(args, 1, dtype), args[2]
@@ -38,8 +51,8 @@ def unary(this, name, dtype, lanes):
 
 
 @specialised
-def binary(this, name, dtype, lanes):
-    L, word = lanes, WORDS[name]
+def binary(this, of, dtype, lanes):
+    L, word = lanes, WORDS[of.name]
 
     def kernel(args, start, stop):
         x, p, y, n = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3]
@@ -55,7 +68,7 @@ def computed(name, *operands, lanes=None):
     lanes = lanes or native_lanes(dtype)
     padded = [np.append(x, np.ones(-n % lanes, x.dtype)) for x in operands]
     y = np.empty_like(padded[0])
-    run((unary if len(operands) == 1 else binary)(THIS, name, dtype, lanes), *padded, y, y.size)
+    run((unary if len(operands) == 1 else binary)(THIS, Word(name), dtype, lanes), *padded, y, y.size)
     return y[:n]
 
 
@@ -71,7 +84,8 @@ def errors(y, truth):
 def exact(name, *operands):
     """The truth of float32 operands, in float64."""
     with np.errstate(all="ignore"):
-        return {"exp": np.exp, "log": np.log, "power": np.power}[name](*(x.astype(np.float64) for x in operands))
+        function = erf if name == "erf" else getattr(np, name)
+        return function(*(x.astype(np.float64) for x in operands))
 
 
 def edges(dtype):
@@ -87,6 +101,10 @@ def near_the_ends(name, dtype):
     ends = {
         "exp": np.log(np.array([np.finfo(dtype).max, np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal], dtype)),
         "log": [1, 2, 0.5],
+        "expm1": [np.log(np.finfo(dtype).max), np.log(0.5), np.log(2), -18],
+        "log1p": [-1, -0.5],
+        "tanh": [-1, 10],
+        "erf": [-1, 4],
     }
     centres = np.append(np.array(ends[name], dtype), [0, 1])
     return (
@@ -94,7 +112,7 @@ def near_the_ends(name, dtype):
     )
 
 
-@pytest.mark.parametrize("name", ["exp", "log"])
+@pytest.mark.parametrize("name", UNARY)
 def test_float32_over_its_whole_range(name):
     strided = np.arange(0, 2**32, 431, np.uint32).view(np.float32)  # 10 million
     x = np.concatenate([strided, edges(np.float32), near_the_ends(name, np.float32)])
@@ -120,7 +138,7 @@ def test_float32_power_over_results_of_every_size():
 
 def precise_errors(name, y, *operands):
     """``errors`` of finite float64 results against 120 bits."""
-    function = {"exp": mpmath.exp, "log": mpmath.log, "power": mpmath.power}[name]
+    function = getattr(mpmath, name)
     with mpmath.workprec(120):
         truth = [function(*map(mpmath.mpf, map(float, values))) for values in zip(*operands, strict=True)]
         return [float(abs(mpmath.mpf(float(a)) - t) / mpmath.mpf(float(np.spacing(abs(float(t)))))) for a, t in zip(y, truth, strict=True)]
@@ -132,6 +150,11 @@ def test_float64():
     assert max(precise_errors("exp", computed("exp", x), x)) <= ULP["exp"]
     x = np.concatenate([np.exp(rng.uniform(-744, 709, 4000)), rng.uniform(0.5, 2, 2000), 1 + rng.normal(size=2000) * 1e-5])
     assert max(precise_errors("log", computed("log", x), x)) <= ULP["log"]
+    around = np.concatenate([rng.uniform(-6.2, 6.2, 4000), rng.uniform(-1.05, 1.05, 4000), rng.normal(size=2000) * 1e-3])
+    for name, more in (("expm1", rng.uniform(-40, 709, 2000)), ("log1p", np.exp(rng.uniform(-700, 709, 2000))), ("tanh", x), ("erf", x)):
+        chosen = np.concatenate([around, more])
+        chosen = chosen[chosen > -1] if name == "log1p" else chosen
+        assert max(precise_errors(name, computed(name, chosen), chosen)) <= ULP_64[name]
     x = np.concatenate([x, rng.uniform(0.3, 3, 4000)])
     p = rng.uniform(-745, 709.7, x.size) / np.log(x)
     p[::5] = rng.choice([0.5, -1, 2, 3, 1 / 3], p[::5].size)
@@ -150,9 +173,14 @@ def test_zeros_infinities_nan_and_results_out_of_range(dtype):
         for name, x in (
             ("exp", [0.0, -0.0, inf, -inf, nan, big, -big, 1e4, -1e4, tiny, -tiny, 1]),
             ("log", [0.0, -0.0, inf, -inf, nan, -1, -tiny, -big, tiny, big, 1]),
+            ("expm1", [0.0, -0.0, inf, -inf, nan, big, -big, 1e4, -1e4, tiny, -tiny]),
+            ("log1p", [0.0, -0.0, inf, -inf, nan, -1, -2, -big, tiny, -tiny]),
+            ("tanh", [0.0, -0.0, inf, -inf, nan, big, -big, tiny, -tiny, 100]),
+            ("erf", [0.0, -0.0, inf, -inf, nan, big, -big, 100, -100]),
         ):
             x = np.array(x, dtype)
-            assert_same_bits(computed(name, x), getattr(np, name)(x.astype(np.longdouble)).astype(dtype))
+            truth = erf(x.astype(np.float64)) if name == "erf" else getattr(np, name)(x.astype(np.longdouble))
+            assert_same_bits(computed(name, x), truth.astype(dtype))
         bases = [0.0, tiny, 0.5, next_to_one, 1, 2, big, inf, nan]
         exponents = [0.0, -0.0, 1, -1, 0.5, -0.5, 1e-30, 3, -3, 1e4, -1e4, 1e30, -1e30, inf, -inf, nan]
         x, p = (np.array(v, dtype).ravel() for v in np.meshgrid(bases, exponents))
@@ -166,7 +194,12 @@ def test_zeros_infinities_nan_and_results_out_of_range(dtype):
 def test_the_same_on_numpy_scalars_and_any_number_of_lanes(dtype):
     rng = np.random.default_rng(0)
     x, p = np.exp(rng.normal(size=60) * 5).astype(dtype), rng.normal(size=60).astype(dtype)
-    for name, operands in (("exp", (p * 20,)), ("log", (x,)), ("power", (x, p))):
+    for name, operands in (
+        ("exp", (p * 20,)),
+        ("log", (x,)),
+        ("power", (x, p)),
+        *((name, (p * 2,)) for name in ("expm1", "log1p", "tanh", "erf")),
+    ):
         word = getattr(elementary, name)
         expected = np.array([word(*values) for values in zip(*operands, strict=True)])
         assert expected.dtype == dtype
@@ -175,12 +208,12 @@ def test_the_same_on_numpy_scalars_and_any_number_of_lanes(dtype):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instructions' names are x86's")
-@pytest.mark.parametrize("name", ["exp", "log", "power"])
+@pytest.mark.parametrize("name", ULP)
 @dtypes
 def test_packed_code_without_a_call(name, dtype):
     number, letter, other = FLOATS[dtype], *("sd" if dtype is np.float32 else "ds")
     factory = (binary if name == "power" else unary).__wrapped__
-    code = cfunc(WORKER, error_model="numpy")(factory(THIS, name, number, native_lanes(number)))._library.get_asm_str()
+    code = cfunc(WORKER, error_model="numpy")(factory(THIS, Word(name), number, native_lanes(number)))._library.get_asm_str()
     body = code[: code.index("Lfunc_end0")]  # what follows is Numba's wrapper, which calls it
     assert re.search(rf"\bvfmadd\w*p{letter}\s", body)
     assert re.findall(r"\b(?:call\w*|v?(?:add|sub|mul|div)s[sd]|vf\w+s[sd]|v?p(?:ins|ext)r\w*|v\w*gather\w*)\b", body) == []
@@ -212,18 +245,40 @@ def approximated():
     def artanh(z):
         return (mpmath.atanh(mpmath.sqrt(z)) / mpmath.sqrt(z) - 1 - z / 3) / z**2 if z > 1e-9 else mpmath.mpf(0.2) + z / 7
 
+    def error_function(z):
+        return mpmath.erf(mpmath.sqrt(z)) / mpmath.sqrt(z) - 1 if z > 1e-9 else 2 / mpmath.sqrt(mpmath.pi) * (1 - z / 3) - 1
+
+    def tangent(z):
+        return (mpmath.tanh(mpmath.sqrt(z)) / mpmath.sqrt(z) - 1) / z if z > 1e-9 else 2 * z / 15 - mpmath.mpf(1) / 3
+
+    zero, one = mpmath.mpf(0), mpmath.mpf(1)
+    (at, at_64), (end, end_64) = elementary.ERFC_AT, elementary.ERF_IS_ONE
     return {
+        "ERF": (error_function, lambda z: 1 / (1 + error_function(z)), zero, one),
+        "TANH": (tangent, lambda z: z / (1 + z * tangent(z)) + mpmath.mpf("1e-30"), zero, one),
+        **{
+            name: (
+                lambda s, c=c: -mpmath.log(mpmath.erfc(s + c)),
+                lambda s, c=c: mpmath.erfc(s + c),
+                mpmath.mpf(1 - c),
+                mpmath.mpf(last - c),
+            )
+            for name, c, last in (("ERFC", at, end), ("ERFC 64", at_64, end_64))
+        },
         "EXP": (exponential, lambda r: r**2 * mpmath.exp(-r) + mpmath.mpf("1e-30"), -half, half),
         "ATANH": (artanh, lambda z: z**2 + mpmath.mpf("1e-30"), mpmath.mpf(0), bound),
     }
 
 
 @dtypes
-@pytest.mark.parametrize(("name", "claimed"), [("EXP", (-27.7, -56.5)), ("ATANH", (-36.5, -66.3))])
+@pytest.mark.parametrize(
+    ("name", "claimed"),
+    [("EXP", (-27.7, -56.5)), ("ATANH", (-36.5, -66.3)), ("ERF", (-28.5, -55.1)), ("ERFC", (-26.9, -54.8)), ("TANH", (-26.9, -54.9))],
+)
 def test_coefficients_are_remezs(name, claimed, dtype):
     with mpmath.workprec(160):
-        f, weight, low, high = approximated()[name]
         wide = dtype is np.float64
+        f, weight, low, high = approximated().get(f"{name} 64" if wide else name, approximated()[name])
         coefficients = getattr(elementary, name)[wide]
         best, level = remez(f, weight, low, high, len(coefficients) - 1)
         assert [dtype(float(c)) for c in best] == pytest.approx(coefficients, rel=1e-3)

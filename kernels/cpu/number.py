@@ -10,7 +10,7 @@ from ..pipeline import Part
 # forceinline leaves inlining to LLVM: a backward nest compiles in 0.5 s where Numba's own inline="always" took 0.9.
 jitable = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", pipeline_class=Part)
 
-_BUILT = {function.__name__: function for function in (elementary.exp, elementary.log, elementary.power)}
+_BUILT = {word.__name__: getattr(elementary, word.__name__) for word in number.MATHEMATICS}
 WORDS = {word.__name__: getattr(simd, word.__name__) for word in number.WORDS + number.BUILDING if word.__name__ not in _BUILT}
 WORDS |= {name: number.retarget(function, WORDS, jitable) for name, function in _BUILT.items()}
 

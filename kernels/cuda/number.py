@@ -56,6 +56,22 @@ def power(x, p):
     return math.pow(x, p)
 
 
+def expm1(x):
+    return math.expm1(x)
+
+
+def log1p(x):
+    return math.log1p(x)
+
+
+def tanh(x):
+    return math.tanh(x)
+
+
+def erf(x):
+    return math.erf(x)
+
+
 def multiply_wide(a, b):
     product = uint64(a) * uint64(b)
     return uint32(product >> uint64(32)), uint32(product)
