@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from . import backend, convolution
+from .activations import Applied
 from .backend import Call, Pooling
 from .convolution import Call as ConvolutionCall
-from .convolution import Convolution, Epilogue
+from .convolution import Convolution
 from .window import Window
 
 
@@ -187,11 +188,11 @@ class MaxUnpoolBackward(torch.autograd.Function):
 
 
 class Convolve(torch.autograd.Function):
-    """y; saves x and the weights, and y where an activation follows, whose slope is told from it."""
+    """y; saves x and the weights, and y where an activation follows, whose slope must be told from it."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, op: Convolution, after: Epilogue | None
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, op: Convolution, after: Applied | None
     ) -> torch.Tensor:
         y = convolution.forward(x, weight, bias, op, after)
         ctx.op, ctx.after = op, after
@@ -203,8 +204,8 @@ class Convolve(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         here = convolution.called(ctx.op, x, weight)
         if ctx.after:
-            slope = _on_tensors(ctx.after.activation.slope)
-            gy = gy * slope(y.detach(), ctx.after.parameters)
+            slope = _on_tensors(ctx.after.slope)
+            gy = gy * slope(y, ctx.after.parameters)
         needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
         gx = ConvolveInput.apply(gy, weight, None, here) if needs_x else None
         gw = ConvolveWeight.apply(gy, x, here) if needs_w else None
@@ -277,6 +278,12 @@ _WORDS = {
     "power": _safe(torch.pow),
     "exp": torch.exp,
     "log": _safe(torch.log),
+    "expm1": torch.expm1,
+    "log1p": torch.log1p,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "larger": lambda x, y: torch.where(x > y, x, y),
+    "smaller": lambda x, y: torch.where(x < y, x, y),
 }
 
 

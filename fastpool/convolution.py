@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import backend, runtime
+from . import activations, backend, runtime
+from .activations import Applied
 from .window import LARGEST, WORDS, Ints, ints
 
 _BACKENDS = {"cpu": "fastpool.kernels.cpu.convolution"}
@@ -85,44 +86,14 @@ def request(caller: str, rank: int, stride: Any, padding: Any, dilation: Any, gr
     return asked(caller, rank, *values, groups)
 
 
-class Epilogue(NamedTuple):
-    """What a kernel does to each result before it is stored."""
-
-    activation: Any
-    parameters: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        return self.activation.name
-
-
-@functools.lru_cache(maxsize=64)
-def _named(caller: str, name: str, parameters: tuple[float, ...]) -> Epilogue:
-    from .kernels.activation import ACTIVATIONS
-
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{caller}: after must be one of {', '.join(ACTIVATIONS)}, or such a module of torch.nn, got {name!r}")
-    activation = ACTIVATIONS[name]
-    values = parameters or tuple(activation.defaults.values())
-    wrong = activation.refuse and activation.refuse(*values)
-    if wrong:
-        raise ValueError(f"{caller}: {wrong}")
-    return Epilogue(activation, values)
-
-
-def epilogue(caller: str, after: Any) -> Epilogue | None:
+def epilogue(caller: str, after: Any) -> Applied | None:
     """The ``after=`` of a user: a name, or a module of torch.nn."""
-    slope: Any = getattr(after, "negative_slope", None)
     if after is None:
         return None
-    # torch.compile would trace through the cache anyway, and warn of it.
-    named = _named.__wrapped__ if torch.compiler.is_compiling() else _named
-    if isinstance(after, str):
-        return named(caller, after, ())
-    for kind, name in ((torch.nn.ReLU6, "relu6"), (torch.nn.ReLU, "relu"), (torch.nn.LeakyReLU, "leaky_relu")):
-        if type(after) is kind:
-            return named(caller, name, (float(slope),) if name == "leaky_relu" else ())
-    raise TypeError(f"{caller}: after must be a name or a torch.nn.ReLU, ReLU6 or LeakyReLU, got {type(after).__name__}")
+    found = activations.of(caller, after)
+    if found is None:
+        raise TypeError(f"{caller}: after must be a name or one of torch.nn's elementwise activations, got {type(after).__name__}")
+    return found
 
 
 @dataclass(eq=False)
@@ -153,7 +124,7 @@ class Call:
     def empty(self) -> bool:
         return 0 in self.out or 0 in self.shape
 
-    def forward(self, after: Epilogue | None) -> Any:
+    def forward(self, after: Applied | None) -> Any:
         return self.kernels.forward(self.geometry, after and after.activation)
 
     @functools.cached_property
@@ -408,7 +379,7 @@ def forward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     op: Convolution,
-    after: Epilogue | None = None,
+    after: Applied | None = None,
     scale: torch.Tensor | None = None,
     kept: Kept | None = None,
     asked: Any = None,

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
-from . import backend, convolution, library, tiny
+from . import activations, backend, convolution, library, tiny
 from .autograd import Convolve, ConvolveInput, run_selecting, run_summing, run_unpool
 from .backend import Pooling
 from .kernels.pool import KINDS
@@ -551,9 +551,10 @@ def _convolution(caller: str, rank: int) -> Function:
     Layouts: contiguous and channels_last run as they lie; the output keeps the input's memory format.
 
     Not in torch: ``affine`` = (scale, shift), each (out_channels,), makes of each result r of a channel scale * r + shift, as a folded
-    batch-norm; ``after`` is an activation of that: "relu", "relu6", "leaky_relu" or such a module of torch.nn.  Both cost no pass over
+    batch-norm; ``after`` is an activation of that: the name of any elementwise one of torch.nn's ("relu", "gelu", "gelu_tanh",
+    "hardswish", ...) or the module (PReLU: of one weight that needs no gradient; RReLU: in evaluation).  Both cost no pass over
     memory; the scale is multiplied into the weights as they are packed.  Where a gradient of the affine's or through it is asked
-    for, the steps are taken one by one.
+    for, the steps are taken one by one; so is an activation whose slope is not told from its result (GELU, SiLU, ELU, ...).
 
     Weights are packed at each call; a module (fastpool.nn.Conv{rank}d) keeps them packed.
     Errors: RuntimeError for what does not fit, with the sizes; NotImplementedError for a dtype or device without kernels.
@@ -595,7 +596,7 @@ def convolved(
     if affine is None and _is_simple(input) and _is_simple(weight) and (bias is None or _is_simple(bias)) and not _is_autocast("cpu"):
         _check_alike(op.caller, (input, weight) if bias is None else (input, weight, bias), weight, bias)
         if _is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-            return Convolve.apply(input, weight, bias, op, epilogue)
+            return _convolve_and_save(input, weight, bias, op, epilogue)
         return convolution.forward(input, weight, bias, op, epilogue, None, kept, asked)
     scale, shift = _checked_affine(op.caller, weight, affine)
     tensors = [t for t in (input, weight, bias, scale, shift) if t is not None]
@@ -616,12 +617,20 @@ def convolved(
     bias, scale, shift = (t if t is None else backend.materialised(t) for t in (bias, scale, shift))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         if scale is None:
-            return Convolve.apply(input, weight, bias, op, epilogue)
+            return _convolve_and_save(input, weight, bias, op, epilogue)
         return _stepwise(Convolve.apply(input, weight, bias, op, None), op, scale, shift, epilogue)
     if scale is not None:
         assert shift is not None
         bias = shift if bias is None else torch.addcmul(shift, bias, scale)
     return convolution.forward(input, weight, bias, op, epilogue, scale, kept)
+
+
+def _convolve_and_save(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, op: Any, epilogue: Any) -> torch.Tensor:
+    """Through autograd.  An activation whose slope is not told from its result, as GELU's, is torch's own operation, which saves its
+    input: that is what backward needs, whoever saves it."""
+    if epilogue is None or epilogue.slope is not None:
+        return Convolve.apply(input, weight, bias, op, epilogue)
+    return activations.on_torch(epilogue, Convolve.apply(input, weight, bias, op, None))
 
 
 def _is_simple(t: Any) -> bool:
@@ -657,7 +666,7 @@ def _stepwise(y: torch.Tensor, op: convolution.Convolution, scale: Any, shift: A
     if scale is not None:
         shape = (-1, *(1,) * op.rank)
         y = y * scale.view(shape) + shift.view(shape)
-    return getattr(torch.nn.functional, epilogue.name)(y, *epilogue.parameters) if epilogue else y
+    return activations.on_torch(epilogue, y) if epilogue else y
 
 
 def _transposed(caller: str, rank: int) -> Function:

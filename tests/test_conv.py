@@ -483,6 +483,8 @@ AFTER = {
     "ReLU(inplace)": (torch.nn.ReLU(inplace=True), T.relu),
     "ReLU6()": (torch.nn.ReLU6(), T.relu6),
     "LeakyReLU(0.25)": (torch.nn.LeakyReLU(0.25), lambda y: T.leaky_relu(y, 0.25)),
+    "Hardtanh(-2, 3)": (torch.nn.Hardtanh(-2, 3), lambda y: T.hardtanh(y, -2, 3)),
+    "Threshold(1, 5)": (torch.nn.Threshold(1, 5), lambda y: T.threshold(y, 1, 5)),
 }
 
 

@@ -119,13 +119,16 @@ def test_an_empty_batch():
 # What torch lacks
 
 AFTER = {
-    "'gelu'": ("gelu", ValueError, "after must be one of relu, relu6, leaky_relu, or such a module of torch.nn, got 'gelu'"),
+    "'swish'": ("swish", ValueError, "an activation must be one of "),
+    "'threshold'": ("threshold", ValueError, "threshold has no default threshold or value: give a torch.nn.Threshold"),
     "''": ("", ValueError, "got ''"),
-    "GELU()": (torch.nn.GELU(), TypeError, "after must be a name or a torch.nn.ReLU, ReLU6 or LeakyReLU, got GELU"),
+    "Softmax()": (torch.nn.Softmax(), TypeError, "after must be a name or one of torch.nn's elementwise activations, got Softmax"),
     "ReLU": (torch.nn.ReLU, TypeError, "got type"),
     "torch.relu": (torch.relu, TypeError, "got builtin_function_or_method"),
-    "LeakyReLU(0)": (torch.nn.LeakyReLU(0), ValueError, "negative_slope must be above 0, got 0.0; relu is the slope of 0"),
-    "LeakyReLU(-1)": (torch.nn.LeakyReLU(-1.0), ValueError, "negative_slope must be above 0, got -1.0"),
+    "Softplus(0)": (torch.nn.Softplus(0), ValueError, "beta must not be 0, got 0.0"),
+    "RReLU()": (torch.nn.RReLU(), ValueError, "RReLU draws its slopes in training"),
+    "PReLU(4)": (torch.nn.PReLU(4), ValueError, "PReLU must have one weight, got 4"),
+    "PReLU()": (torch.nn.PReLU(), ValueError, "PReLU's weight gets no gradient here"),
 }
 
 
