@@ -208,15 +208,16 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
         if self.padding_mode != "zeros":
             input, padding = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         asked = self.stride, padding, self.dilation, self.groups, after
+        remembers = after is None or isinstance(after, str)  # a module's parameters may be others by now
         if not torch.compiler.is_compiling():
             kept = vars(self).get("_kept")
             if kept is None:
                 kept = vars(self)["_kept"] = convolution.Kept()
-            y = F.remembered(kept, asked, input, weight, bias)
+            y = F.remembered(kept, asked, input, weight, bias) if remembers else None
             if y is not None:
                 return y
         op = convolution.request(function.__name__, rank, *asked[:4])
-        return F.convolved(input, weight, bias, op, None, after, kept, asked)
+        return F.convolved(input, weight, bias, op, None, after, kept, asked if remembers else None)
 
     def extra_repr(self: Any) -> str:
         after = getattr(self, "after", None)

@@ -399,3 +399,44 @@ def test_training_lenet5_follows_torch():
     found, expected = losses(ours), losses(lenet())
     assert expected[-4:].mean() < expected[:4].mean() - 0.01
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=0)
+
+
+def test_a_remembered_call_follows_what_is_changed():
+    """The second call alike is remembered; anything that is another than it was is seen."""
+    module, x = fastpool.nn.Conv2d(4, 6, 3), torch.randn(2, 4, 9, 9)
+    plain = nn.Conv2d(4, 6, 3)
+    plain.load_state_dict(module.state_dict())
+
+    def same(x):
+        with torch.no_grad():
+            for _ in range(3):
+                torch.testing.assert_close(module(x), plain(x))
+
+    same(x)
+    same(x[:1])
+    same(x.to(memory_format=torch.channels_last))
+    same(x.transpose(2, 3))
+    same(x.flip(3))
+    for both in (module, plain):
+        both.padding, both.stride = (1, 1), (2, 2)
+    same(x)
+    with torch.no_grad():
+        for both in (module, plain):
+            both.weight.mul_(2)
+    same(x)
+    for both in (module, plain):
+        both.bias.data.fill_(3.0)
+    same(x)
+    plain.bias, module.bias = None, None
+    same(x)
+    x = x.double()
+    module, plain = module.double(), plain.double()
+    same(x)
+    assert module(x).requires_grad
+    slope = nn.LeakyReLU(0.5)
+    module.after = slope
+    first = module(x[:1])
+    slope.negative_slope = 0.25
+    with torch.no_grad():
+        assert not torch.equal(module(x[:1]), first)
+        torch.testing.assert_close(module(x[:1]), nn.functional.leaky_relu(plain(x[:1]), 0.25))
