@@ -1,7 +1,7 @@
 """fastpool: pooling and direct convolution for PyTorch at the machine's limit, with PyTorch's exact semantics.
 
 ``fastpool.functional`` mirrors torch.nn.functional, ``fastpool.nn`` torch.nn; ``fastpool.convert(model)`` swaps a model's pooling
-modules in place, and with ``conv=True`` its convolutions.
+modules in place, and with ``conv=True`` its convolutions.  ``fastpool.commutes(first, second)`` tells which layers may change places.
 """
 
 from pathlib import Path as _Path
@@ -12,6 +12,7 @@ if not (_here := _Path(__file__).parent).joinpath("kernels").is_dir():
 
 from . import functional, nn
 from .conversion import Conversion, convert
+from .laws import Law, commutes
 from .version import __version__
 
-__all__ = ["Conversion", "__version__", "convert", "functional", "nn"]
+__all__ = ["Conversion", "Law", "__version__", "commutes", "convert", "functional", "nn"]

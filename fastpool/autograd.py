@@ -204,7 +204,7 @@ class Convolve(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         here = convolution.called(ctx.op, x, weight)
         if ctx.after:
-            slope = _on_tensors(ctx.after.slope)
+            slope = on_tensors(ctx.after.slope)
             gy = gy * slope(y, ctx.after.parameters)
         needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
         gx = ConvolveInput.apply(gy, weight, None, here) if needs_x else None
@@ -288,11 +288,31 @@ _WORDS = {
 
 
 @functools.cache
-def _on_tensors(function: Any) -> Any:
+def on_tensors(function: Any) -> Any:
     """A function of a kernel's arithmetic, on tensors, where torch can differentiate it."""
     from .kernels.number import retarget
 
     return retarget(function, _WORDS)
+
+
+def windows_of(x: torch.Tensor, op: Pooling) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each window, along the last two axes (taps, outputs): the taps' flat positions, whether they are inside, what an average
+    divides by (outputs), and the elements, (..., taps, outputs)."""
+    rank = op.rank
+    window, _ = backend.outputs(op, tuple(x.shape))
+    if window is None:
+        taps = torch.arange(math.prod(x.shape[-rank:]), device=x.device)[:, None]
+        inside = torch.ones_like(taps, dtype=torch.bool)
+        count = torch.full((1,), len(taps), dtype=x.dtype)
+    else:
+        taps, inside = (torch.from_numpy(t).to(x.device) for t in window.tap_table(*x.shape[-rank:]))
+        count = torch.ones((), dtype=x.dtype, device=x.device)
+        for axis, extent in enumerate(x.shape[-rank:]):
+            count = count[..., None] * torch.from_numpy(window.counts(axis, extent, op.include_pad)).to(x)
+        count = count.flatten()
+    if op.divisor is not None:
+        count = torch.full_like(count, op.divisor)
+    return taps, inside, count, x.flatten(-rank)[..., taps.where(inside, 0).flatten()].unflatten(-1, taps.shape)
 
 
 def _gradient(gy: torch.Tensor, x: torch.Tensor, p: torch.Tensor | None, op: Pooling) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -303,34 +323,23 @@ def _gradient(gy: torch.Tensor, x: torch.Tensor, p: torch.Tensor | None, op: Poo
     """
     kind, rank, dtype, shape = op.kind, op.rank, x.dtype, x.shape
     gy, x = (t.float() if t.dtype.itemsize == 2 else t for t in (gy, x))
-    window, _ = backend.outputs(op, tuple(shape))
-    if window is None:
-        taps = torch.arange(math.prod(shape[-rank:]), device=x.device)[:, None]
-        inside = torch.ones_like(taps, dtype=torch.bool)
-        count = torch.full((1,), len(taps), dtype=x.dtype)
-    else:
-        taps, inside = (torch.from_numpy(t).to(x.device) for t in window.tap_table(*shape[-rank:]))
-        count = torch.ones((), dtype=x.dtype, device=x.device)
-        for axis, extent in enumerate(shape[-rank:]):
-            count = count[..., None] * torch.from_numpy(window.counts(axis, extent, op.include_pad)).to(x)
-        count = count.flatten()
+    taps, inside, count, gathered = windows_of(x, op)
     size = x.new_tensor(len(taps))
     numbers = tuple(x.new_tensor(value) for value in op.parameters) if p is None else p.to(x.dtype).unbind()
     where = taps.where(inside, 0).flatten()
-    gathered = x.flatten(-rank)[..., where].unflatten(-1, taps.shape)  # (..., taps, outputs)
 
     def reduced(kind: Any) -> tuple[Any, torch.Tensor]:
         """The state and output of each window."""
-        neutral = _on_tensors(kind.neutral)(x.new_zeros(()))
-        state = _on_tensors(kind.init)(torch.zeros_like(gathered))
-        state = _on_tensors(kind.accumulate)(state, torch.where(inside, gathered, neutral), numbers)
-        state = _combined(_on_tensors(kind.combine), state)
-        return state, _on_tensors(kind.finalise)(state, count, size, numbers)
+        neutral = on_tensors(kind.neutral)(x.new_zeros(()))
+        state = on_tensors(kind.init)(torch.zeros_like(gathered))
+        state = on_tensors(kind.accumulate)(state, torch.where(inside, gathered, neutral), numbers)
+        state = _combined(on_tensors(kind.combine), state)
+        return state, on_tensors(kind.finalise)(state, count, size, numbers)
 
     state, y = reduced(kind)
-    residue = _on_tensors(kind.residue)(state) if kind.residue else None
+    residue = on_tensors(kind.residue)(state) if kind.residue else None
     gy = gy.flatten(-rank)[..., None, :]
-    share = _on_tensors(kind.share)(gy, gathered, y, residue, count, size, numbers)
+    share = on_tensors(kind.share)(gy, gathered, y, residue, count, size, numbers)
     share = torch.where(inside, share, 0).flatten(-2)
     gx = torch.zeros_like(x).flatten(-rank).index_add(-1, where, share).reshape(shape).to(dtype)
     if p is None:

@@ -53,7 +53,7 @@ ASKED = 3
 """Loads of a step beside those of the tile: its offsets, and what is asked for ahead.  5x5 of 96 channels of 27x27: 27 pixels x 1 register
 ran at 165 GFLOP/s, 14 x 2 at 206."""
 
-PIECE = 0.25
+PIECE = 0.75
 """Cycles of a step for each row of a tile but the first: its address takes a register.  14 rows of 1 pixel are half as fast as 1 of 14."""
 
 AHEAD = 16

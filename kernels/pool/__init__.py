@@ -52,6 +52,22 @@ class Face:
     """The parameters that are an nn.Parameter in the modules, unless they are told ``trainable=False``."""
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What a pooling is to a function that would change places with it; tests/test_laws.py holds it against the arithmetic."""
+
+    order: int = 0
+    """1: the result is the window's largest element, -1: its smallest."""
+    linear: bool = False
+    """The weights depend on the taps' places alone."""
+    scales: str | None = None
+    """"positive": pool(c x) = c pool(x) for c >= 0; "all": abs(c) pool(x) for any c; None: neither."""
+    shifts: bool = False
+    """pool(x + c) = pool(x) + c."""
+    reads_above: bool = False
+    """Of x only max(x, 0) counts, and the result is at least 0."""
+
+
 class _Reduction:
     """What the two forms share."""
 
@@ -90,6 +106,7 @@ class Selecting(_Reduction):
     draws: bool = False
     parameters: tuple[str, ...] = ()
     face: Face | None = None
+    structure: Structure = Structure()
     selects = True
 
     @property
@@ -140,6 +157,7 @@ class Summing(_Reduction):
     slopes: Mapping[str, "Summing"] = field(default_factory=dict)
     """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
     face: Face | None = None
+    structure: Structure = Structure()
 
     @property
     def linear(self):

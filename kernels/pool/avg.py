@@ -1,7 +1,7 @@
 """Average: the sum over the window by the number of taps that count (count_include_pad, divisor_override)."""
 
 from ..number import quotient
-from . import Summing
+from . import Structure, Summing
 
 
 def init(zero):
@@ -28,4 +28,4 @@ def share(gy, x, y, residue, count, size, p):
     return gives(gy, y, residue, count, size, p)
 
 
-AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, gives=gives, integers=("int64",))
+AVG = Summing("avg", init, accumulate, finalise, share, combine=combine, gives=gives, integers=("int64",), structure=Structure(linear=True))

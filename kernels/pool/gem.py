@@ -6,7 +6,7 @@ A window of nothing but padding gives 0.
 """
 
 from ..number import like, log, power, where
-from . import Face, Summing, slope
+from . import Face, Structure, Summing, slope
 
 # A number that no map holds, for max(x, eps)^p of padding is nothing that a mean could ignore; float32 has it exactly.
 PADDING = -1.75 * 2.0**126
@@ -109,4 +109,5 @@ GEM = Summing(
     parameters=("p", "eps"),
     slopes={"p": slope("gem_by_p", init_by_p, accumulate_by_p, finalise_by_p, combine_by_p, padding, ("p", "eps"))},
     face=Face("gem", "GeM", DOC, {"p": 3.0, "eps": 1e-6}, refuse, map_by_default=True, trainable=("p",)),
+    structure=Structure(reads_above=True),
 )

@@ -6,7 +6,7 @@ Differs from torch: |x| is taken, where torch's F.lp_pool2d raises a negative x 
 """
 
 from ..number import absolute, highest, like, power, sqrt, where
-from . import Face, Summing
+from . import Face, Structure, Summing
 
 
 def init(zero):
@@ -116,11 +116,32 @@ def share_inf(gy, x, y, ties, count, size, p):
 
 
 L2_DOC = "The Euclidean norm of each window, sqrt(sum x^2), without 1/n: lp_pool with norm_type 2.  Not in torch."
-L2 = Summing("l2", init, accumulate_2, finalise_2, share_2, combine=combine, gives=gives_2, takes=takes_2, face=Face("l2", "L2", L2_DOC))
-L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine, gives=gives_1, takes=takes_1)
-LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf)
-LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, residue=residue_p, parameters=("p",))
+NORM = Structure(scales="all")
+L2 = Summing(
+    "l2",
+    init,
+    accumulate_2,
+    finalise_2,
+    share_2,
+    combine=combine,
+    gives=gives_2,
+    takes=takes_2,
+    face=Face("l2", "L2", L2_DOC),
+    structure=NORM,
+)
+L1 = Summing("l1", init, accumulate_1, finalise_1, share_1, combine=combine, gives=gives_1, takes=takes_1, structure=NORM)
+LINF = Summing("linf", init_inf, accumulate_inf, finalise_inf, share_inf, combine=combine_inf, residue=residue_inf, structure=NORM)
+LP = Summing("lp", init, accumulate_p, finalise_p, share_p, combine=combine, residue=residue_p, parameters=("p",), structure=NORM)
 # The padding that adds nothing to a sum of |x|^p: 0 for p > 0, infinity for p < 0.
 LP_NEGATIVE = Summing(
-    "lp_negative", init, accumulate_p, finalise_p, share_p, combine=combine, neutral=highest, residue=residue_p, parameters=("p",)
+    "lp_negative",
+    init,
+    accumulate_p,
+    finalise_p,
+    share_p,
+    combine=combine,
+    neutral=highest,
+    residue=residue_p,
+    parameters=("p",),
+    structure=NORM,
 )

@@ -1,7 +1,7 @@
 """Maximum, by torch's rule: the first of equals wins; a NaN beats everything and the last NaN the others."""
 
 from ..number import larger, lowest, where
-from . import Face, Selecting
+from . import Face, Selecting, Structure
 
 
 def init(zero, tap):
@@ -34,5 +34,12 @@ DOC = """The largest element of each window; with ``return_indices`` also its fl
     indices equal torch's bit for bit.  Saved for backward: one byte an output (windows of up to 255 taps), where torch saves eight.
     """
 MAX = Selecting(
-    "max", init, accumulate, ordered=accumulate_ordered, neutral=lowest, combine=combine, face=Face("max", "Max", DOC, adaptive=True)
+    "max",
+    init,
+    accumulate,
+    ordered=accumulate_ordered,
+    neutral=lowest,
+    combine=combine,
+    face=Face("max", "Max", DOC, adaptive=True),
+    structure=Structure(order=1, scales="positive", shifts=True),
 )

@@ -1,7 +1,7 @@
 """Minimum: maximum's rule with the order reversed, not -max(-x), which is wrong for unsigned integers."""
 
 from ..number import highest, smaller, where
-from . import Face, Selecting
+from . import Face, Selecting, Structure
 
 
 def init(zero, tap):
@@ -30,5 +30,12 @@ def combine(a, b):
 
 DOC = "The smallest element of each window: max_pool with the order reversed, NaN and ties by the same rules.  Not in torch."
 MIN = Selecting(
-    "min", init, accumulate, ordered=accumulate_ordered, neutral=highest, combine=combine, face=Face("min", "Min", DOC, adaptive=True)
+    "min",
+    init,
+    accumulate,
+    ordered=accumulate_ordered,
+    neutral=highest,
+    combine=combine,
+    face=Face("min", "Min", DOC, adaptive=True),
+    structure=Structure(order=-1, scales="positive", shifts=True),
 )

@@ -6,7 +6,7 @@ Sums are kept relative to the largest element so far, so that no e^x overflows. 
 """
 
 from ..number import absolute, exp, highest, like, log, lowest, where
-from . import Face, Summing
+from . import Face, Structure, Summing
 
 # Up to this |largest element| the sum of e^x over any map is a float32.
 LARGE = 64
@@ -66,4 +66,15 @@ DOC = """The softmax-weighted mean of each window, sum e^x x / sum e^x.  Not in 
     Padding, and -inf, have no weight; a window of nothing else gives -inf.  inf gives inf, NaN gives NaN.  No e^x overflows, however
     large x is.  Saved for backward: one number an output, besides input and output.
     """
-SOFT = Summing("soft", init, accumulate, finalise, share, combine=combine, neutral=lowest, residue=residue, face=Face("soft", "Soft", DOC))
+SOFT = Summing(
+    "soft",
+    init,
+    accumulate,
+    finalise,
+    share,
+    combine=combine,
+    neutral=lowest,
+    residue=residue,
+    face=Face("soft", "Soft", DOC),
+    structure=Structure(shifts=True),
+)

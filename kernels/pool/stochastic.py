@@ -6,7 +6,7 @@ no gradient, where no element is positive; NaN where the sum of weights is NaN o
 """
 
 from ..number import like, where
-from . import Selecting, Summing
+from . import Selecting, Structure, Summing
 
 LITTLE = 2.0**-100
 """A sum of weights below which a large window passes no gradient."""
@@ -77,7 +77,8 @@ def takes_mean(x, given, p):
     return where(x <= like(x, 0), like(x, 0), (x + x) * part - of_y)
 
 
-DRAW = Selecting("stochastic", init_draw, accumulate_draw, survey=survey, draws=True)
+WEIGHED = Structure(scales="positive", reads_above=True)
+DRAW = Selecting("stochastic", init_draw, accumulate_draw, survey=survey, draws=True, structure=WEIGHED)
 MEAN = Summing(
     "stochastic_mean",
     init_mean,
@@ -88,4 +89,5 @@ MEAN = Summing(
     residue=residue_mean,
     gives=gives_mean,
     takes=takes_mean,
+    structure=WEIGHED,
 )
