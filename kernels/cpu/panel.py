@@ -36,7 +36,7 @@ CHANNELS_AHEAD = 4
 
 @functools.cache
 def _ends(lanes):
-    """(panel, count, first, rowstep, zero): zeros at the end of each of so many rows.  Tiles read over it for lanes that nobody stores; what
+    """(panel, count, first, rowstep, zero): zeros at the end of each of so many rows.  Tiles read it for lanes that nobody stores; what
     was there before may be subnormal, and a multiply-add of such numbers takes 150 cycles: 5x5 of LeNet-5, 20 times slower."""
     L = lanes
 
