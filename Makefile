@@ -38,6 +38,7 @@ results: setup
 	mkdir -p bench/results
 	$(BIN)/fastpool bench pool --resume --json bench/results
 	$(BIN)/fastpool bench conv --resume --json bench/results
+	$(BIN)/fastpool laws --claims --keep bench/results
 	$(MAKE) readme
 
 readme: setup

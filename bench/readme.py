@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
-from . import conv_bars, conv_peers, conv_report, pool_bars, pool_report
+from fastpool import laws as algebra
+
+from . import conv_bars, conv_peers, conv_report, laws, pool_bars, pool_report
 from .bar import Bar
 from .libraries import LAYOUTS, TITLES
 from .machine import ROOT
@@ -22,22 +24,17 @@ README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 END = "<!-- end of what is made -->"
 
 
-class Section(NamedTuple):
-    """What is made of one benchmark's rows, and where it stands."""
+class Section:
+    """A part of README that is made from one benchmark's rows, and where it stands."""
 
     start: str
     """The marker before it; END is behind it."""
     benchmark: str
-    """Of ``fastpool bench``, and the first word of its files."""
-    bars: Callable[[Sequence[Row]], Sequence[Bar]]
-    named: Callable[[Row], str]
-    parts: Callable[[Sequence[Row]], list[str]]
-    """Tables between the bars and the rows that a peer wins."""
+    """The first word of its rows' files."""
 
     def made(self, files: Iterable[Path]) -> str:
-        """Markdown: for each machine what was measured, the bars, the tables, and every row that a peer wins."""
-        found = [_machine(self, rows) for rows in map(read, files) if rows]
-        return "\n\n".join(found) or "Nothing is measured yet: `make results` does that."
+        """Markdown."""
+        raise NotImplementedError
 
     def results(self) -> list[Path]:
         return sorted(RESULTS.glob(f"{self.benchmark}-*.jsonl"))
@@ -55,7 +52,37 @@ class Section(NamedTuple):
         return f"{before}{start}\n\n{made}\n\n{END}{after}"
 
 
-def _machine(section: Section, rows: Sequence[Row]) -> str:
+@dataclass(frozen=True)
+class Benchmark(Section):
+    """Of a benchmark beside peers, ``fastpool bench`` its name."""
+
+    start: str
+    benchmark: str
+    bars: Callable[[Sequence[Row]], Sequence[Bar]]
+    named: Callable[[Row], str]
+    parts: Callable[[Sequence[Row]], list[str]]
+    """Tables between the bars and the rows that a peer wins."""
+
+    def made(self, files: Iterable[Path]) -> str:
+        """Markdown: for each machine what was measured, the bars, the tables, and every row that a peer wins."""
+        found = [_machine(self, rows) for rows in map(read, files) if rows]
+        return "\n\n".join(found) or "Nothing is measured yet: `make results` does that."
+
+
+@dataclass(frozen=True)
+class Order(Section):
+    """Which layers may change places, derived anew; and the claims, as ``fastpool laws --claims`` measured them."""
+
+    start: str = "<!-- order: made from the laws and bench/results/ by `make readme` -->"
+    benchmark: str = "laws"
+
+    def made(self, files: Iterable[Path]) -> str:
+        parts = [laws.table_markdown(algebra.table())]
+        parts += [laws.claims_markdown(rows) for rows in map(read, files) if rows]
+        return "\n\n".join(parts)
+
+
+def _machine(section: Benchmark, rows: Sequence[Row]) -> str:
     first = rows[0]
     peers = [TITLES[peer] for peer in peers_of(rows)]
     versions = f"torch {first['torch_version']}, numba {first['numba_version']}"
@@ -153,8 +180,9 @@ def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: in
 
 
 SECTIONS = (
-    Section("<!-- made from bench/results/ by `make readme` -->", "pool", pool_bars.bars, pool_report.named, _windows),
-    Section("<!-- convolution: made from bench/results/ by `make readme` -->", "conv", conv_bars.bars, conv_report.named, _networks),
+    Benchmark("<!-- made from bench/results/ by `make readme` -->", "pool", pool_bars.bars, pool_report.named, _windows),
+    Benchmark("<!-- convolution: made from bench/results/ by `make readme` -->", "conv", conv_bars.bars, conv_report.named, _networks),
+    Order(),
 )
 
 

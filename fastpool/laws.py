@@ -200,7 +200,7 @@ class _Found(NamedTuple):
     gradient: str = ""
 
 
-SAME = "equal, but where f makes elements equal, by rounding or saturation: the first of them gets the gradient, by its slope"
+SAME = "equal, but where f makes elements equal: by rounding or saturation, where its slope is small, the first of them gets the gradient"
 
 
 def _with_pool(shape: Any, pool: Pool) -> _Found | None:
@@ -216,13 +216,13 @@ def _with_pool(shape: Any, pool: Pool) -> _Found | None:
         reason = "of x only max(x, 0) counts, which the function leaves as it is, and the result is at least 0"
         found = _Found("exact", "pool(x), the function left out", reason, STOCHASTIC, gradient="equal")
     if found is None and of.scales == "positive" and of.reads_above and shape.slope_above is not None:
-        times = f"{shape.slope_above:.6g}"
-        reason = f"of x only max(x, 0) counts, which the function multiplies by {times}; rounding may turn a draw between two elements"
-        found = _Found("scaling", f"{shape.slope_above:.17g} * pool(x)", reason, STOCHASTIC, gradient="equal but for rounding")
+        reason = f"of x only max(x, 0) counts, which the function multiplies by {shape.slope_above:.6g}"
+        border = ("no draw falls within rounding of the border between two elements",) if pool.op.kind.draws else ()
+        found = _Found("scaling", f"{shape.slope_above} * pool(x)", reason, STOCHASTIC, border, "equal but for rounding")
     if found is None and shape.affine is not None and shape.affine[1] == 0 and of.scales:
         a = shape.affine[0]
         if a >= 0 or of.scales == "all":
-            form = "f(pool(x))" if a >= 0 else f"{abs(a):.17g} * pool(x)"
+            form = "f(pool(x))" if a >= 0 else f"{abs(a):.6g} * pool(x)"
             found = _Found("scaling", form, f"a factor c leaves the pooling as {'abs(c)' if of.scales == 'all' else 'c'}", NORMS)
     if found is None and shape.affine is not None and shape.affine[0] == 1 and of.shifts:
         found = _Found("affine", "f(pool(x))", "a shift of every element shifts the result", ALGEBRA)
@@ -445,6 +445,10 @@ def _of_functions(f: Any, g: Any) -> _Found | None:
 # The table
 
 
+FUNCTIONS = ("abs", "square", "neg", "exp")
+"""Of torch, no activations."""
+
+
 def rows() -> dict[str, Any]:
     """Layer -> what ``commutes`` is given for it: every activation, with torch's parameters; where torch has none, or others give another
     law, with some."""
@@ -454,10 +458,23 @@ def rows() -> dict[str, Any]:
     found["threshold(0.1, 0)"] = nn.Threshold(0.1, 0.0)
     found["threshold(0.1, 20)"] = nn.Threshold(0.1, 20.0)
     found["leaky_relu(-0.5)"] = nn.LeakyReLU(-0.5)
-    found |= {name: name for name in ("abs", "square", "neg", "exp")}
+    found |= {name: name for name in FUNCTIONS}
     for sign, scale in (("> 0", 1.5), ("< 0", -0.5)):
         found[f"batch_norm, scale {sign}"] = _inference(scale)
     return found | {name: name for name in ("batch_norm_training", "dropout", "dropout2d")}
+
+
+def described(row: str) -> str:
+    """The shape of a row's function, in a few words."""
+    layer = layer_of(rows()[row])
+    if isinstance(layer, Channels):
+        return "rises" if bool((layer.scale > 0).all()) else "falls"
+    if not isinstance(layer, Function):
+        return ""
+    shape = layer.shape
+    words = ["rises" if shape.rises else "falls" if shape.falls else f"falls, rises from {shape.minimum:.4g}"]
+    words += ["bit for bit"] * shape.ordered + ["f(0) = 0"] * shape.fixes_zero + ["f(cx) = c f(x)"] * shape.homogeneous
+    return ", ".join(words)
 
 
 def _inference(scale: float) -> nn.BatchNorm2d:

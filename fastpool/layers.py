@@ -188,10 +188,6 @@ def _pool(name: str, kind: str, rank: int, window: Any, parameters: tuple[float,
     return Pool(name, Pooling(CALLER, of, rank, window, parameters, **more), of.structure)
 
 
-def _number(value: Any) -> float:
-    return value.item() if isinstance(value, torch.Tensor) else float(value)
-
-
 def _pool_of(module: nn.Module) -> Pool | None:
     """Of a module of torch.nn or fastpool.nn."""
     from .kernels.pool import KINDS as POOLS
@@ -214,16 +210,15 @@ def _pool_of(module: nn.Module) -> Pool | None:
         of = titles[stem]
     else:
         return None
-    parameters = (float(m.norm_type),) if stem == "LP" and of.parameters else tuple(_number(getattr(m, p)) for p in of.parameters)
+    given = (m.norm_type if stem == "LP" else getattr(m, name) for name in of.parameters)
+    parameters = tuple(float(p.detach() if isinstance(p, torch.Tensor) else p) for p in given)
     more: dict[str, Any] = {}
     window: Any = None
     if name.startswith("Adaptive"):
         window = windows.adaptive(CALLER, rank, m.output_size)
     elif not name.startswith("Global") and getattr(m, "kernel_size", None) is not None:
         padding, dilation = getattr(m, "padding", 0), getattr(m, "dilation", 1)
-        given = (m.kernel_size, m.stride, padding, dilation)
-        # torch's one-dimensional modules hold tuples of one.
-        window = windows.window(CALLER, rank, *given, m.ceil_mode)
+        window = windows.window(CALLER, rank, m.kernel_size, m.stride, padding, dilation, m.ceil_mode)
     if stem == "Avg" and not name.startswith(("Adaptive", "Global")):
         more = {"include_pad": m.count_include_pad, "divisor": getattr(m, "divisor_override", None)}
     found = _pool(name, of.name, rank, window, parameters, **more)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fastpool.bench import bar as bars
 from fastpool.bench import pool, pool_bars, pool_peers, readme, report
 
-POOL, CONV = readme.SECTIONS
+POOL, CONV, ORDER = readme.SECTIONS
 
 
 def made_row(kind="max", window="2x2 s2", a_pass="forward", shape="8x256x56x56", layout="contiguous", threads=1, **numbers):
@@ -108,7 +108,9 @@ def test_a_readme_section(tmp_path):
 
 
 def test_the_readme_command(tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text(f"before\n{POOL.start}\n{readme.END}\nbetween\n{CONV.start}\nold\n{readme.END}\nafter\n")
+    (tmp_path / "README.md").write_text(
+        f"before\n{POOL.start}\n{readme.END}\nbetween\n{CONV.start}\nold\n{readme.END}\n{ORDER.start}\n{readme.END}\nafter\n"
+    )
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     report.write([made_row()], tmp_path / "pool-z80.jsonl")

@@ -99,8 +99,8 @@ def test_a_law_holds(row, column, dtype):
     """Bit for bit where it says so, NaN included; else within a few last places of torch's own function."""
     law, f = TABLE[row, column], function_of(row)
     x = windows_of(numbers(dtype))
-    if column in ("l2", "gem") or law.kind == "scaling":
-        x = x.clamp(-1e6, 1e6)  # squares, cubes and multiples are numbers
+    if column not in OTHER:
+        x = x.clamp(-1e6, 1e6)  # sums of four, squares and cubes are finite
     first, other = POOLINGS[column](f(x)), as_told(law, column, f)(x)
     if law.kind == "exact" and column != "stochastic":
         assert torch.equal(first, other)
@@ -109,11 +109,11 @@ def test_a_law_holds(row, column, dtype):
         torch.testing.assert_close(POOLINGS[column](f(with_nan)), as_told(law, column, f)(with_nan), rtol=0, atol=0, equal_nan=True)
         return
     eps = torch.finfo(dtype).eps
-    if column == "stochastic":
-        # One that is drawn: rounding turns a draw in a few windows.
-        turned = (first - other).abs() > 16 * eps * first.abs() + 8 * eps
-        assert turned.double().mean() < 1e-3
-        return
+    if "no draw falls" in " ".join(law.conditions):
+        weights = x.double().clamp(min=0).view(2, -1, 2).transpose(0, 1).flatten(1)
+        border = ((weights.cumsum(1) / weights.sum(1, keepdim=True) - 0.4).abs() < 4 * eps).any(1)
+        assert border.float().mean() < 2e-3
+        first, other = first.flatten()[~border], other.flatten()[~border]
     atol = 8 * eps if dtype is torch.float32 or row != "softplus" else 3e-9  # what softplus falls by at its threshold
     torch.testing.assert_close(first, other, rtol=16 * eps, atol=atol, equal_nan=True)
 
@@ -160,13 +160,13 @@ def test_gradients_of_ties_go_where_the_law_says(row, column):
 
     a, b = sums(lambda x: POOLINGS[column](f(x))), sums(lambda x: f(POOLINGS[column](x)))
     if row == "hardsigmoid":
-        # It rounds numbers beside its corners to the same: one lies on the flat part, another on the slope of 1/6.
-        cornered = T.max_pool2d((x.abs() - 3).abs().neg(), 2).neg() < 1e-5
-        assert (a != b).any()
-        assert cornered[a != b].all()
-        assert (a - b).abs().max() <= 0.17
+        # The last number below 3 is 1 already, with a slope.
+        below = 3 - x.abs()
+        last = T.max_pool2d(((below > 0) & (below < 1e-6)).float(), 2).bool()
+        assert torch.equal(a[~last], b[~last])
+        assert last.float().mean() < 0.2
     elif TABLE[row, column].kind == "exact":
-        # Elements that f makes equal lie on a flat part, whose slope is 0 at its corners too; hardshrink's jumps keep it.
+        # Elements that f makes equal lie on a flat part, whose slope is 0 at its corners too.
         assert torch.equal(a, b)
     else:
         # Saturated, or a last place apart: slopes there differ by as much as they change in a step of rounding.
@@ -272,8 +272,8 @@ LAYERS = [
     (nn.BatchNorm2d(3, track_running_stats=False).eval(), nn.MaxPool2d(2), "never"),
     (nn.BatchNorm2d(3).eval(), nn.ReLU(), "scaling"),
     (nn.BatchNorm2d(3), nn.Identity(), "exact"),
-    (nn.ReLU(), nn.Tanh(), "probed"),
     (nn.ReLU(), nn.Sigmoid(), "never"),
+    (nn.ReLU(), nn.Tanh(), "probed"),
     (nn.ReLU(), nn.ReLU6(), "probed"),
     (torch.neg, torch.neg, "affine"),
 ]
@@ -419,7 +419,7 @@ PROBED = [
     (lambda x: -((x - 2) ** 2), "min_pool2d", "min(f(min(x)), f(max(x)))", "rises up to 1.99"),
     (lambda x: 3 * x + 1, "avg_pool2d", "f(pool(x))", "never falls"),
     (Scaled(), "dropout", "either, with one mask", "never falls"),
-    (Scaled(), "stochastic_pool2d", "3 * pool(x)", "never falls"),
+    (Scaled(), "stochastic_pool2d", "3.0 * pool(x)", "never falls"),
 ]
 
 
