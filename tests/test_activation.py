@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from fastpool.kernels.activation import ACTIVATIONS
-from fastpool.kernels.compile import specialised
+from fastpool.kernels.compile import WORKER, specialised
 from fastpool.kernels.cpu.number import compiled
 from fastpool.kernels.launch import bits
 from fastpool.kernels.simd import load, native_lanes, numbers, pointer, store
-from numba import float32, float64
+from numba import cfunc, float32, float64
+from test_code import DOUBLE
 from test_simd import run
 
 from fastpool import activations
@@ -334,3 +336,11 @@ def test_the_source_is_the_file_it_is_written_in():
     for activation in ACTIVATIONS.values():
         assert activation.value.__name__ in Path(activation.source).read_text()
         assert activation.derivative.__code__.co_filename == activation.source
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_float32_code_holds_no_float64(name):
+    factory = evaluated.__wrapped__
+    code = cfunc(WORKER, error_model="numpy")(factory(Source(), ACTIVATIONS[name], float32, native_lanes(float32)))._library.get_asm_str()
+    body = code[: code.index("Lfunc_end0")]  # what follows is Numba's wrapper, which calls it
+    assert not re.findall(f".*(?:{DOUBLE}).*", body)
