@@ -94,9 +94,9 @@ def _time(x: torch.Tensor) -> tuple[str, dict[str, float]]:
     after = {name: ms[f"{name}_pool_first"] / ms[f"{name}_act_first"] - 1 for name in ("torch", "fastpool")}
     fused = ms["conv_pool_first"] / ms["conv_with_relu"] - 1
     found = (
-        f"ReLU and max 2x2 take {ms['torch_act_first']:.1f} ms in PyTorch, pool first {after['torch']:+.0%};"
-        f" with fastpool's pooling {ms['fastpool_act_first']:.1f} ms, pool first {after['fastpool']:+.0%}."
-        f" Behind a convolution that ReLU is fused into, pool first {fused:+.1%}."
+        f"ReLU and max 2x2 take {ms['torch_act_first']:.1f} ms in PyTorch, pool first {after['torch']:+.0%} time;"
+        f" with fastpool's pooling {ms['fastpool_act_first']:.1f} ms, pool first {after['fastpool']:+.0%} time."
+        f" Behind a convolution that ReLU is fused into, pool first {fused:+.1%} time."
     )
     return found, ms
 
