@@ -19,6 +19,7 @@ from fastpool import terminal
 from . import claims, report
 from .machine import file_name, keep_pages, machine
 from .photograph import MissingPhotographError, photograph
+from .rows import markdown
 
 STYLES = dict.fromkeys(("exact", "rounding", "affine", "scaling", "mask"), "green") | {"exchange": "cyan", "two-point": "cyan"}
 STYLES |= {"never": "red", "probed": "yellow"}
@@ -48,7 +49,7 @@ def table_markdown(found: Mapping[tuple[str, str], algebra.Law]) -> str:
     head = ["", "shape", *algebra.COLUMNS]
     lines = [[row, algebra.described(row), *(cell(found.get((row, column))) for column in algebra.COLUMNS)] for row in algebra.rows()]
     words = "\n".join(f"- *{kind}*: {meaning}" for kind, meaning in algebra.KINDS.items())
-    return f"{algebra.markdown([head, *lines])}\n\n{words}"
+    return f"{markdown(head, lines)}\n\n{words}"
 
 
 def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -56,7 +57,7 @@ def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     first = rows[0]
     where = f"**{first['cpu']}, {first['simd']}**, {first['threads']} thread; torch {first['torch_version']}; {first['date'][:10]}."
     said = f"Maps of {first['shape']}, a photograph through a convolution, float32; times are medians. {where}"
-    return f"{said}\n\n{algebra.markdown([['claim', 'measured'], *([row['claim'], row['found']] for row in rows)])}"
+    return f"{said}\n\n{markdown(['claim', 'measured'], ([row['claim'], row['found']] for row in rows))}"
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from .libraries import LAYOUTS, TITLES
 from .machine import ROOT
 from .pool_peers import PASSES, WINDOWS
 from .report import read
-from .rows import SLOWER, Row, is_disturbed, number, peers_of, share
+from .rows import SLOWER, Row, is_disturbed, markdown, number, peers_of, share
 
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 
 END = "<!-- end of what is made -->"
 
 
-class Section:
+class Section(ABC):
     """A part of README that is made from one benchmark's rows, and where it stands."""
 
     start: str
@@ -32,9 +33,9 @@ class Section:
     benchmark: str
     """The first word of its rows' files."""
 
+    @abstractmethod
     def made(self, files: Iterable[Path]) -> str:
         """Markdown."""
-        raise NotImplementedError
 
     def results(self) -> list[Path]:
         return sorted(RESULTS.glob(f"{self.benchmark}-*.jsonl"))
@@ -106,7 +107,7 @@ def _machine(section: Benchmark, rows: Sequence[Row]) -> str:
 
 def _bars(found: Sequence[Bar]) -> str:
     lines = [[bar.asked, bar.verdict, f"{bar.passed} of {bar.of}", bar.worst] for bar in found if bar.of]
-    return _markdown(["the bar", "", "cases", "worst"], lines)
+    return markdown(["the bar", "", "cases", "worst"], lines)
 
 
 def _windows(rows: Sequence[Row]) -> list[str]:
@@ -123,7 +124,7 @@ def _windows(rows: Sequence[Row]) -> list[str]:
             if forward or training:
                 lines.append([window, layout, *cells])
     said = "Median (and worst) over maps, kinds and threads; forward unless it says training; factors are a peer's time over fastpool's."
-    return [said, _markdown(header, lines, numbers=2)]
+    return [said, markdown(header, lines, numbers=2)]
 
 
 def _networks(rows: Sequence[Row]) -> list[str]:
@@ -142,7 +143,7 @@ def _networks(rows: Sequence[Row]) -> list[str]:
     )
     return [
         f"{said} layout.",
-        _markdown(["network", "pass", "FMA peak", "copy roofline", *(TITLES[peer] for peer in peers)], lines, numbers=2),
+        markdown(["network", "pass", "FMA peak", "copy roofline", *(TITLES[peer] for peer in peers)], lines, numbers=2),
     ]
 
 
@@ -155,7 +156,7 @@ def _losing(rows: Sequence[Row], named: Callable[[Row], str]) -> str:
     if not lost:
         return "No peer is ahead by more than noise in any row."
     lines = [[case, a_pass, f"{peer} {ratio:.2f}x"] for ratio, case, a_pass, peer in sorted(lost)]
-    table = _markdown(["where a peer is ahead", "", ""], lines)
+    table = markdown(["where a peer is ahead", "", ""], lines)
     said = f"{len(lines)} times a peer is ahead by more than {1 - SLOWER:.0%}, worst first"
     return f"<details><summary>{said}</summary>\n\n{table}\n\n</details>"
 
@@ -171,12 +172,6 @@ def _pass(row: Row) -> str:
 
 def _factor(value: float) -> str:
     return f"{number(value)}x"
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: int | None = None) -> str:
-    """``numbers``: the first column of them."""
-    rule = ["---" if numbers is None or i < numbers else "---:" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
 SECTIONS = (

@@ -83,3 +83,9 @@ def disturbed(rows: Sequence[Row]) -> list[str]:
     found = sum(map(is_disturbed, rows))
     words = f"In {found} of {len(rows)} rows the copy took over {DISTURBED} times as long as fastpool: other work disturbed them,"
     return [f"{words} and what follows leaves them out."] if found else []
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], numbers: int | None = None) -> str:
+    """``numbers``: the first column of them."""
+    rule = ["---" if numbers is None or i < numbers else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))

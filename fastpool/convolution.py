@@ -7,10 +7,8 @@ once, as a ``Call``.  Kernels see five axes, (N, C, D, H, W), always.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -212,38 +210,31 @@ def called(op: Convolution, x: torch.Tensor, weight: torch.Tensor) -> Call:
     return call(op, x.shape, x.stride(), weight.shape, weight.stride(), x.dtype, x.device)
 
 
-_free: list[tuple[int, int, torch.Tensor]] = []
+class _Scratch:
+    """``with _Scratch(size, device) as address``: so many bytes, kept from call to call: fresh memory would cost page faults, 1 to 12 us.
 
+    Nobody else's meanwhile: a list's pop is atomic, so Python threads take different ones.  A class, as a generator costs 1 us more."""
 
-@contextmanager
-def _scratch(size: int, device: torch.device) -> Iterator[int]:
-    """The address of so many bytes, kept from call to call: fresh memory would cost page faults, 1 to 12 us each."""
-    block = _taken(size, device)
-    try:
-        yield block[1]
-    finally:
-        _give(block)
+    __slots__ = ("block",)
+    KEPT = 4
+    """One for each Python thread that convolves at a time, a few of them."""
+    _free: ClassVar[list[tuple[int, int, torch.Tensor]]] = []
 
+    def __init__(self, size: int, device: torch.device) -> None:
+        try:
+            self.block = self._free.pop()
+        except IndexError:
+            self.block = 0, 0, torch.empty(0)
+        if self.block[0] < size:
+            memory = torch.empty(size, dtype=torch.uint8, device=device)
+            self.block = size, memory.data_ptr(), memory
 
-def _taken(size: int, device: torch.device) -> tuple[int, int, torch.Tensor]:
-    """(bytes, address, their owner), nobody else's until ``_give``: Python threads take what no other has, for popping is atomic."""
-    try:
-        block = _free.pop()
-    except IndexError:
-        block = None
-    if block is None or block[0] < size:
-        memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
-        block = memory.numel(), memory.data_ptr(), memory
-    return block
+    def __enter__(self) -> int:
+        return self.block[1]
 
-
-def _give(block: tuple[int, int, torch.Tensor]) -> None:
-    if len(_free) < _KEPT:
-        _free.append(block)
-
-
-_KEPT = 4
-"""Scratch blocks that are kept: one for each Python thread that convolves at a time, a few of them."""
+    def __exit__(self, *error: object) -> None:
+        if len(self._free) < self.KEPT:
+            self._free.append(self.block)
 
 
 def bias_gradient(gy: torch.Tensor, rank: int) -> torch.Tensor:
@@ -291,38 +282,38 @@ class Kept:
     def __reduce__(self) -> Any:
         return Kept, ()
 
-    def get(self, plan: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def get(self, plan: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> _Entry:
         tensors = [t for t in (weight, bias) if t is not None]
         if any(t.is_inference() for t in tensors):
-            return packed(plan, weight, bias)
-        key = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
+            return _Entry(None, [], [], packed(plan, weight, bias))
         known = self._found.get(plan.form)
-        if known is not None and known.key == key and known.same():
-            return known.packed
+        if known is not None and known.holds(tensors):
+            return known
         while len(self._found) >= self.FORMS:
             del self._found[next(iter(self._found))]
         views = [_view(t) for t in tensors]
-        found = packed(plan, weight, bias)
-        self._found[plan.form] = _Entry(key, views, [v.tobytes() for v in views], found)
+        found = _Entry(_key(tensors), views, [v.tobytes() for v in views], packed(plan, weight, bias))
+        self._found[plan.form] = found
         return found
-
-    def entry(self, plan: Any, ready: torch.Tensor) -> _Entry | None:
-        """What ``ready``, packed for ``plan``, is kept by; None if it is not."""
-        found = self._found.get(plan.form)
-        return found if found is not None and found.packed is ready else None
 
 
 class _Entry(NamedTuple):
-    """Of one form of packed weights."""
+    """One form of packed weights."""
 
     key: Any
+    """None of inference tensors, whose changes leave no trace."""
     views: list[Any]
     """Of some numbers of each tensor, in its memory."""
     samples: list[bytes]
     packed: torch.Tensor
 
-    def same(self) -> bool:
-        return self.samples == [v.tobytes() for v in self.views]
+    def holds(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether they are what was packed, unchanged."""
+        return self.key is not None and self.key == _key(tensors) and self.samples == [v.tobytes() for v in self.views]
+
+
+def _key(tensors: list[torch.Tensor]) -> Any:
+    return [(t.data_ptr(), t._version, t.stride()) for t in tensors]
 
 
 def _view(t: torch.Tensor) -> Any:
@@ -336,26 +327,27 @@ def _view(t: torch.Tensor) -> Any:
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Remembered:
-    """A module's call, as long as the next is of the same shapes, strides, dtype and parameters: 18 us of Python become 9."""
+class Remembered(NamedTuple):
+    """A module's call, for the next if that is of the same shapes, strides, dtype and parameters: 18 us of Python become 10."""
 
-    def __init__(self, asked: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call, run: _Run, entry: _Entry):
-        self.asked, self.out, self.out_strides = asked, here.out, here.out_strides
-        self.of_input = x.shape, x.stride(), x.dtype, x.device
-        self.weight, self.bias, self.tensors = weight, bias, [t for t in (weight, bias) if t is not None]
-        self.run, self.entry = run, entry
+    asked: Any
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    of_input: Any
+    here: Call
+    run: _Run
+    entry: _Entry
 
     def again(self, x: torch.Tensor) -> torch.Tensor | None:
-        """y of plain tensors, or None if anything is another than it was."""
-        shape, strides, dtype, device = self.of_input
-        entry = self.entry
-        if x.shape != shape or x.stride() != strides or x.dtype is not dtype or x.device != device:
+        """y of a plain tensor, or None if anything is another than it was."""
+        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        if _of(x) != self.of_input or not self.entry.holds(tensors):
             return None
-        if entry.key != [(t.data_ptr(), t._version, t.stride()) for t in self.tensors] or not entry.same():
-            return None
-        y = x.new_empty_strided(self.out, self.out_strides)
-        self.run(x, entry.packed, y)
-        return y
+        return self.run(x, self.entry.packed, self.here)
+
+
+def _of(x: torch.Tensor) -> Any:
+    return x.shape, x.stride(), x.dtype, x.device
 
 
 class _Run(NamedTuple):
@@ -364,14 +356,12 @@ class _Run(NamedTuple):
     plan: Any
     more: tuple[int, ...]
 
-    def __call__(self, x: torch.Tensor, ready: torch.Tensor, y: torch.Tensor) -> None:
-        plan = self.plan
+    def __call__(self, x: torch.Tensor, ready: torch.Tensor, here: Call) -> torch.Tensor:
+        plan, y = self.plan, backend.empty(x, here.out, here.out_strides)
         threads = runtime.threads() if plan.parallel else 1
-        block = _taken(threads * plan.panel, x.device)
-        try:
-            plan.run(x.data_ptr(), ready.data_ptr(), y.data_ptr(), block[1], threads, *self.more)
-        finally:
-            _give(block)
+        with _Scratch(threads * plan.panel, x.device) as panels:
+            plan.run(x.data_ptr(), ready.data_ptr(), y.data_ptr(), panels, threads, *self.more)
+        return y
 
 
 def forward(
@@ -384,22 +374,18 @@ def forward(
     kept: Kept | None = None,
     asked: Any = None,
 ) -> torch.Tensor:
-    """y in x's layout.  ``kept`` remembers the call as what a module ``asked`` for, unless that is None."""
+    """y in x's layout.  ``kept`` (without a scale) remembers the call as what a module ``asked`` for, unless that is None."""
     here = called(op, x, weight)
-    if here.copies:
-        x = x.contiguous()
-    y = backend.empty(x, here.out, here.out_strides)
     if here.empty:
-        return y
-    plan = here.forward(after)
-    ready = kept.get(plan, weight, bias) if kept is not None and scale is None else packed(plan, weight, bias, scale)
-    name = backend.name_of(_computed(x.dtype))
+        return backend.empty(x, here.out, here.out_strides)
+    plan, name = here.forward(after), backend.name_of(_computed(x.dtype))
     run = _Run(plan, tuple(here.kernels.bits(value, name) for value in after.parameters) if after else ())
-    if kept is not None and asked is not None:
-        entry = kept.entry(plan, ready)
-        kept.last = Remembered(asked, x, weight, bias, here, run, entry) if entry and not here.copies else None
-    run(x, ready, y)
-    return y
+    if kept is None:
+        return run(x.contiguous() if here.copies else x, packed(plan, weight, bias, scale), here)
+    entry = kept.get(plan, weight, bias)
+    if asked is not None:
+        kept.last = None if here.copies else Remembered(asked, weight, bias, _of(x), here, run, entry)
+    return run(x.contiguous() if here.copies else x, entry.packed, here)
 
 
 def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call) -> torch.Tensor:
@@ -411,7 +397,7 @@ def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     plan = here.input_gradient
     threads = runtime.threads() if plan.parallel else 1
     ready = packed(plan, weight, bias)
-    with _scratch(threads * plan.panel, gy.device) as panels:
+    with _Scratch(threads * plan.panel, gy.device) as panels:
         plan.run(gy.data_ptr(), ready.data_ptr(), gx.data_ptr(), panels, threads)
     return gx
 
@@ -458,7 +444,7 @@ def weight_gradient(gy: torch.Tensor, x: torch.Tensor, here: Call) -> torch.Tens
     plan = here.weight_gradient
     threads = runtime.threads()
     sums = _elements(gy, plan.sums)
-    with _scratch(threads * plan.panel, gy.device) as panels:
+    with _Scratch(threads * plan.panel, gy.device) as panels:
         plan.run(x.data_ptr(), gy.data_ptr(), gw.data_ptr(), sums.data_ptr(), panels, threads)
     return gw
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import nn
 
 from . import window as windows
 from .backend import Pooling
-from .layers import CALLER, Channels, Function, Layer, Mask, Pool, Training, layer_of, pooled
+from .layers import CALLER, FUNCTIONS, Channels, Function, Layer, Mask, Pool, Training, layer_of, pooled
 
 KINDS = {
     "exact": "equal bit for bit, but for the sign of a zero",
@@ -445,10 +444,6 @@ def _of_functions(f: Any, g: Any) -> _Found | None:
 # The table
 
 
-FUNCTIONS = ("abs", "square", "neg", "exp")
-"""Of torch, no activations."""
-
-
 def rows() -> dict[str, Any]:
     """Layer -> what ``commutes`` is given for it: every activation, with torch's parameters; where torch has none, or others give another
     law, with some."""
@@ -505,9 +500,3 @@ def table() -> dict[tuple[str, str], Law]:
     pairs = itertools.product(layers.items(), COLUMNS.items())
     apart = ("batch_norm", "dropout")
     return {(row, column): commutes(layer, of) for (row, layer), (column, of) in pairs if not (column in apart and row.startswith(apart))}
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The first line is the head."""
-    rule = ["---"] * len(lines[0])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))

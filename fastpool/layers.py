@@ -125,18 +125,15 @@ def affine(name: str, a: float, b: float) -> Function:
     return Function(name, lambda x: x * a + b, shape)
 
 
+@functools.cache
 def _more_functions() -> dict[Any, tuple[str, Any]]:
     """Functions of torch that are no activations, with their shapes."""
     from .kernels.activation import Shape, rising, valley
 
     falling = Shape(math.inf, -math.inf, True, 0.0, affine=(-1.0, 0.0), homogeneous=True)
     found: dict[Any, tuple[str, Any]] = {}
-    for name, shape in (
-        ("abs", valley(0.0, True, root=0.0, homogeneous=True)),
-        ("square", valley(0.0, True, root=0.0)),
-        ("neg", falling),
-        ("exp", rising(root=-math.inf)),
-    ):
+    shapes = valley(0.0, True, root=0.0, homogeneous=True), valley(0.0, True, root=0.0), falling, rising(root=-math.inf)
+    for name, shape in zip(FUNCTIONS, shapes, strict=True):
         found[name] = found[getattr(torch, name)] = (name, shape)
     return found
 
@@ -246,7 +243,9 @@ _ELEMENTS = (nn.Dropout,)
 _WHOLE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "batch_norm", "batch_norm_training", "identity", "abs", "square", "neg", "exp")
+FUNCTIONS = ("abs", "square", "neg", "exp")
+"""Of torch, no activations."""
+NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "batch_norm", "batch_norm_training", "identity", *FUNCTIONS)
 """What may be named beside activations and poolings."""
 
 
@@ -282,11 +281,12 @@ def layer_of(layer: Any) -> Layer:
     if isinstance(layer, str):
         return _named(layer)
     if isinstance(layer, nn.Module):
+        module: Any = layer
         kind = type(layer).__name__
         if isinstance(layer, nn.Identity) or (type(layer) in (*_ELEMENTS, *_WHOLE) and (not layer.training or layer.p == 0)):
             return affine(kind, 1.0, 0.0)
         if type(layer) in (*_ELEMENTS, *_WHOLE):
-            return Mask(kind, float(layer.p), type(layer) in _WHOLE)  # type: ignore[arg-type]
+            return Mask(kind, module.p, type(layer) in _WHOLE)
         if type(layer) in _NORMS:
             return _batch_norm(layer)
         if type(layer) is nn.RReLU and layer.training:
@@ -310,7 +310,7 @@ def layer_of(layer: Any) -> Layer:
         return _named(_activation_functions()[layer])
     elif layer in _more_functions():
         return _named(_more_functions()[layer][0])
-    elif callable(layer) and "pool" in getattr(layer, "__name__", "") and "unpool" not in layer.__name__:
+    elif "pool" in getattr(layer, "__name__", "") and "unpool" not in layer.__name__:
         pool = _pool_named(layer.__name__.removesuffix("_with_indices"))
         if pool is not None:
             return pool

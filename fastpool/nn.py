@@ -207,17 +207,18 @@ def _convolving(rank: int, function: Any) -> tuple[type[nn.Module], dict[str, An
         padding, after, kept = self.padding, getattr(self, "after", None), None
         if self.padding_mode != "zeros":
             input, padding = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        asked = self.stride, padding, self.dilation, self.groups, after
-        remembers = after is None or isinstance(after, str)  # a module's parameters may be others by now
+        geometry = self.stride, padding, self.dilation, self.groups
+        # The parameters of an activation that is a module may be others at the next call.
+        asked = (*geometry, after) if after is None or isinstance(after, str) else None
         if not torch.compiler.is_compiling():
             kept = vars(self).get("_kept")
             if kept is None:
                 kept = vars(self)["_kept"] = convolution.Kept()
-            y = F.remembered(kept, asked, input, weight, bias) if remembers else None
+            y = F.remembered(kept, asked, input, weight, bias)
             if y is not None:
                 return y
-        op = convolution.request(function.__name__, rank, *asked[:4])
-        return F.convolved(input, weight, bias, op, None, after, kept, asked if remembers else None)
+        op = convolution.request(function.__name__, rank, *geometry)
+        return F.convolved(input, weight, bias, op, None, after, kept, asked)
 
     def extra_repr(self: Any) -> str:
         after = getattr(self, "after", None)

@@ -42,7 +42,7 @@ def poisoned_scratch(monkeypatch):
         assert (block[size:] == 0xFF).all(), "written past the end of the panels"
 
     monkeypatch.setattr(convolution, "_elements", lambda like, count: plain(like, count).fill_(torch.nan))
-    monkeypatch.setattr(convolution, "_scratch", scratch)
+    monkeypatch.setattr(convolution, "_Scratch", scratch)
 
 
 @pytest.fixture(autouse=True)

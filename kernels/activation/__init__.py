@@ -5,12 +5,12 @@ A file is self-contained but for the words of kernels/number.py, as a compiled k
 """
 
 import functools
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..registry import by_name
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,5 @@ class Activation:
         return f"Activation({self.name!r})"
 
 
-def _registry():
-    found = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, Activation):
-                found[value.name] = value
-    return found
-
-
-ACTIVATIONS = _registry()
+ACTIVATIONS = by_name(__name__, Activation)
 """Every activation by name."""

@@ -19,10 +19,6 @@ PER_CYCLE = 2
 LATENCY = 4
 """Cycles of a multiply-add: fewer than PER_CYCLE * LATENCY accumulators leave some idle."""
 
-FROM_L2 = 24
-"""Bytes a cycle that weights arrive at from L2 beside all else: 3x3 of 512 channels on 7x7, 7 pixels x 2 registers, ran at 160 GFLOP/s of
-235, and 14 pixels at 205."""
-
 TRANSPOSED, STORED = 5, 2
 """Cycles a register of a channel's pixels takes to be transposed and stored, and one to be stored as it is: 1x1 of 64 channels of 56x56 to
 64 ran at 135 GFLOP/s of 215 so and so at 200."""
@@ -47,7 +43,7 @@ TURNS = 8
 without where x is packed: each turn would write other planes."""
 
 BESIDE = 1.5
-"""Cycles of a step beside that: 14 x 2 registers ran at 220 GFLOP/s of 247, 4 x 4 at 188."""
+"""Cycles of a step beside what its multiply-adds take: 14 x 2 registers ran at 220 GFLOP/s of 247, 4 x 4 at 188."""
 
 ASKED = 3
 """Loads of a step beside those of the tile: its offsets, and what is asked for ahead.  5x5 of 96 channels of 27x27: 27 pixels x 1 register
@@ -55,10 +51,6 @@ ran at 165 GFLOP/s, 14 x 2 at 206."""
 
 PIECE = 0.75
 """Cycles of a step for each row of a tile but the first: its address takes a register.  14 rows of 1 pixel are half as fast as 1 of 14."""
-
-AHEAD = 16
-"""Products ahead for which weights are asked for, and x, if a channel has not more: both stream from L2.  64 channels, 3x3: 193 GFLOP/s
-became 198 by weights, 201 by x, 207 by both, all that the FMA units do there; 4 to 16 are alike."""
 
 DEPTHWISE = 8
 """Pixels of a tile of depthwise convolution, at most: they share each register of weights."""
@@ -75,9 +67,6 @@ channels each pack all of x."""
 
 NEAR = 128
 """Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles."""
-
-WAYS, SETS = 12, 64
-"""Of L1: lines that one set holds, and how many sets there are (of 48 KB; 32 KB have 8 ways)."""
 
 WEIGHTS = 4
 """Registers of weights that a step may hold: with more, tiles are so flat that x is loaded as often as multiplied."""
@@ -108,14 +97,25 @@ def registers():
     return 32 if register_bytes() == 64 or not llvm.get_process_triple().startswith("x86_64") else 16
 
 
+def _cache(file, otherwise):
+    """What Linux says of a cache of the first core."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache", file).read_text().strip()
+        return int(text.removesuffix("K")) * (1024 if text.endswith("K") else 1)
+    except (OSError, ValueError):
+        return otherwise
+
+
 @functools.cache
 def l2_bytes():
     """Of one core, 1 MiB where the system does not say."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
-        return int(text.removesuffix("K")) * 1024
-    except (OSError, ValueError):
-        return 1 << 20
+    return _cache("index2/size", 1 << 20)
+
+
+@functools.cache
+def l1_sets():
+    """(sets of L1, lines that one holds), those of 32 KiB where the system does not say."""
+    return _cache("index0/number_of_sets", 64), _cache("index0/ways_of_associativity", 8)
 
 
 class PixelTile(NamedTuple):
@@ -125,7 +125,7 @@ class PixelTile(NamedTuple):
     cols: int
 
 
-def tile(width, rows, channels, lanes, itemsize, steps):
+def tile(width, rows, channels, lanes, steps):
     """(cycles, the tile of least cost) for ``rows`` output rows of ``width`` and ``channels`` output channels; ``steps``: products an
     output."""
     candidates = []
@@ -134,19 +134,19 @@ def tile(width, rows, channels, lanes, itemsize, steps):
         for pixels in range(1, min(width, room) + 1):
             most = min(rows, room // pixels) if width % pixels == 0 else 1
             candidates += [Tile(pieces, pixels, cols) for pieces in range(1, most + 1)]
-    cost = functools.partial(_cycles, width=width, rows=rows, channels=channels, lanes=lanes, itemsize=itemsize, steps=steps)
+    cost = functools.partial(_cycles, width=width, rows=rows, channels=channels, lanes=lanes, steps=steps)
     best = min(candidates, key=lambda t: (cost(t), -t.pixels * t.pieces))
     return cost(best), best
 
 
-def _cycles(t, width, rows, channels, lanes, itemsize, steps):
+def _cycles(t, width, rows, channels, lanes, steps):
     pixels = t.pieces * t.pixels
     step = max(pixels * t.cols / PER_CYCLE, (pixels + t.cols + ASKED) / PER_CYCLE, LATENCY) + BESIDE + PIECE * (t.pieces - 1)
     tiles = -(-rows // t.pieces) * -(-width // t.pixels) * -(-channels // (t.cols * lanes))
     return tiles * (steps * step + TRANSPOSED * -(-pixels // lanes) * t.cols * lanes)
 
 
-def pixel_tile(width, rows, channels, lanes, itemsize, steps, shifted):
+def pixel_tile(width, rows, channels, lanes, steps, shifted):
     """The same with lanes across pixels; ``shifted``: registers of x lie in two cache lines mostly, as taps along a row move them."""
     candidates = [
         PixelTile(height, cols)
@@ -205,9 +205,9 @@ def chain(channels, taps):
 
 def stays(channels, step, lines):
     """Whether so many cache lines of each of a chain's channels, so many bytes apart, stay in L1 together."""
+    sets, ways = l1_sets()
     first = np.arange(chain(channels, 1)) * step // LINE
-    sets = (first[:, None] + np.arange(lines)).ravel() % SETS
-    return bool(np.bincount(sets).max() <= WAYS)
+    return bool(np.bincount((first[:, None] + np.arange(lines)).ravel() % sets).max() <= ways)
 
 
 class Bands(NamedTuple):

@@ -10,14 +10,9 @@ from numba import int64
 from ..compile import specialised
 from ..simd import number, prefetch, repeat, splat, stacked, unroll, with_phase
 from ..tile import add_outer, add_put, each, load_several, put_tile, store_columns, store_tile, tile_of
-from . import blocking
 from . import panel as panels
-from .ahead import asking
+from .blocking import TURNS
 from .number import compiled, jitable
-
-chain_length = jitable(blocking.chain)
-
-AHEAD, TURNS = blocking.AHEAD, blocking.TURNS
 
 
 @specialised
@@ -31,7 +26,6 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
     real, P, G, C, L, S, height = number(dtype), rows, pieces, cols, lanes, step, pieces * rows
     B, area, count = C * L, height * C * L, len(after.defaults) if after else 0
     room, places = TURNS * area, TURNS * pieces
-    ask = asking(real)
     activates = after is not None
     value = compiled(after.value) if activates else None
 
@@ -44,7 +38,6 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
     def chain(tile, x, origins, at, w, wo, steps, count, length):
         for i in range(count):
             prefetch(x, origins[0] + at + steps[length + i])
-            ask(w, wo + AHEAD * B, B)
             tile = add_outer(tile, x, origins, at + steps[i], S, w, wo, C)
             wo += B
         return tile
@@ -53,11 +46,11 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
     def work(memory, tables, sizes, place, p):
         x, w, y, panel = memory
         lines, outs, steps = tables
-        IC, OC, blocks, T, _, OW, KP, _, RQ, xn, _, _, yn, yc, yw, width, rowstep = sizes
+        IC, OC, blocks, T, together, _, OW, KP, _, RQ, xn, _, _, yn, yc, yw, width, rowstep = sizes
         g, block, n, out, band_rows, maps, source, line = place
         here, next_image, next_channel = (x, xn, 1) if in_place else (panel, KP * RQ * rowstep, 1 if pitch else width)
         weights, all_rows, results = (g * blocks + block) * (IC * T + 1) * B, maps * band_rows, n * yn + (g * OC + block * B) * yc
-        left, together = OC - block * B, chain_length(IC, T)
+        left = OC - block * B
         biases, zeros = tile_of(height, load_several(w, weights, L, C)), tile_of(height, repeat(splat(real(0), L), C))
         starts, ends, sums = stacked(places, int64), stacked(places, int64), stacked(room, real)
         along = (OW + P - 1) // P

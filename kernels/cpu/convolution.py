@@ -175,7 +175,8 @@ class _Part:
 class _Banded(_Part):
     """By a nest over bands."""
 
-    def __init__(self, problem, layout, nest, constants, block, step=1, per=1, in_place=False):
+    def __init__(self, problem, layout, nest, constants, block, per=1, ahead=None):
+        """``ahead``: (steps of a chain) -> what to ask for at each."""
         real = number(problem.dtype)
         self.itemsize = itemsize(real)
         blocks, taps = -(-problem.outputs // block), len(problem.weight_taps)
@@ -185,11 +186,12 @@ class _Banded(_Part):
         self.form = problem.dtype, block, problem.weight_taps, problem.weight_steps
         self.start = problem.y_start * itemsize(problem.dtype)
         lines, outs, offsets = layout.tables
-        steps = np.arange(blocking.chain(problem.inputs, taps))[:, None] * layout.next_channel + np.array(offsets, int)
-        steps = steps.ravel(), layout.asked(steps.ravel(), step, in_place)
+        together = blocking.chain(problem.inputs, taps)
+        steps = (np.arange(together)[:, None] * layout.next_channel + np.array(offsets, int)).ravel()
+        steps = np.concatenate([steps, ahead(steps)]) if ahead else steps
         self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, steps, problem.weight_taps)]
         *tables, picks = (t.ctypes.data for t in self.tables)
-        counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps
+        counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps, together
         jobs = layout.bands * problem.groups * -(-blocks // per)
         self.plan = Plan(nest(problem.dtype, *constants), jobs, (*tables, *counts, *layout.sizes), True)
         self.packing = functools.partial(weights.pack, problem.dtype, lanes_for(problem.dtype, block), block)
@@ -205,14 +207,14 @@ def _part(problem, after):
         if problem.axes[2].step <= PHASES:
             return _depthwise_planes(problem, after)
     _, height, width = problem.axes
-    lanes, size, taps = native_lanes(problem.dtype), itemsize(number(problem.dtype)), len(problem.weight_taps)
+    lanes, taps = native_lanes(problem.dtype), len(problem.weight_taps)
     steps, flat = problem.inputs * max(1, taps), _is_flat(problem)
     rows, columns = height.outputs * problem.images, width.outputs
     if flat:
         rows, columns = problem.images, math.prod(axis.size for axis in problem.axes)
-    cost, tile = blocking.tile(columns, rows, problem.outputs, lanes, size, steps)
+    cost, tile = blocking.tile(columns, rows, problem.outputs, lanes, steps)
     if not problem.channels_last and width.step <= PHASES:
-        other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, size, steps, taps > 1)
+        other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, steps, taps > 1)
         if other < cost:
             return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat)
     return _with_channel_lanes(problem, after, tile, lanes, flat)
@@ -283,7 +285,7 @@ def _with_channel_lanes(problem, after, tile, lanes, flat):
     step = between if in_place else step
     runs = layout.columns if flat and not last else 0
     constants = lanes, *tile, step, pitch, runs, pixel, after, in_place
-    return _Banded(problem, layout, channel_lanes.forward, constants, block, step, in_place=in_place)
+    return _Banded(problem, layout, channel_lanes.forward, constants, block, ahead=functools.partial(layout.asked, step, in_place))
 
 
 def _with_pixel_lanes(problem, after, tile, lanes, flat):
@@ -298,7 +300,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat):
     if in_place:
         layout.next_channel = xc
     constants = lanes, *tile, turns, stride, in_place, layout.columns if flat else 0, after, problem.y_strides[4]
-    return _Banded(problem, layout, pixel_lanes.forward, constants, block, 1, turns)
+    return _Banded(problem, layout, pixel_lanes.forward, constants, block, turns)
 
 
 class Layout:
@@ -353,8 +355,9 @@ class Layout:
         self.sizes = *sizes, xn, xc, xw, yn, yc, yw, rowstep, self.panel
         self.tile, self.rowstep, self.line = (pieces, pixels), rowstep, LINE // size
 
-    def asked(self, steps, step, in_place):
-        """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not."""
+    def asked(self, step, in_place, steps):
+        """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not.  ``step``: from
+        pixel to pixel."""
         pieces, pixels = self.tile
         reads = np.arange(pieces)[:, None] * self.rowstep + np.arange(pixels) * step
         here = (steps[:, None] + reads.ravel()).ravel()

@@ -136,7 +136,7 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
     def work(memory, tables, sizes, place, p):
         _, w, y, mine = memory
         _, outs, taps = tables
-        _, _, _, T, OH, OW, _, _, _, _, _, _, yn, yc, _, _, rowstep = sizes
+        _, _, _, T, _, OH, OW, _, _, _, _, _, _, yn, yc, _, _, rowstep = sizes
         c, _, n, out, rows, _, _, _ = place
         weights, yh = c * (T + 1), outs[1] - outs[0] if OH > 1 else 0
         for group in range(0, rows, G):

@@ -1,8 +1,9 @@
 """Panels: what a band of output rows reads of x, in the order it is read.
 
 The rows of x that the band needs, of all channels, with zeros where they are padding, widened to the numbers that are computed with.
-A panel is as large as a part of L2, packed once for a band, and read by every block of output channels.  Memory is as (row, channel,
-column): the taps of a channel lie in few cache lines, and channels follow each other.
+A panel is as large as a part of L2, packed once for a band, and read by every block of output channels.  Of contiguous maps memory is as
+(row, channel, column): the taps of a channel lie in few cache lines, and channels follow each other; of channels_last maps as (row,
+column, channel), as they lie, and so of a map that is one row, whose rows are tiles.
 
 ``over_bands`` is what the nests that read panels share: their jobs.
 """
@@ -53,9 +54,7 @@ def _ends(lanes):
 def _from_planes(dtype, lanes):
     """Packs a panel from contiguous maps: channel by channel, as they lie in memory.  width is a multiple of lanes, so that stores are of
     whole cache lines: loads that lie in two cost less."""
-    real, L = number(dtype), lanes
-
-    clear = _ends(lanes)
+    real, L, clear = number(dtype), lanes, _ends(lanes)
 
     @jitable
     def pack(x, panel, source, line, images, rows, sizes):
@@ -146,9 +145,7 @@ def _from_pixels(dtype, lanes, pitch):
 def _from_planes_by_phase(dtype, lanes, stride):
     """``_from_planes`` where columns that a stride skips between are side by side: phase p of a row's columns, p, p + stride, ..., from
     p * width / stride on.  A row is a multiple of stride registers."""
-    real, L, S = number(dtype), lanes, stride
-
-    clear = _ends(lanes)
+    real, L, S, clear = number(dtype), lanes, stride, _ends(lanes)
 
     @jitable
     def keep(found, p, args):
@@ -227,9 +224,9 @@ def over_bands(dtype, lanes, parameters, pack, work, per=1):
     where x is read where it lies; ``work`` does a job, from
 
     - memory: x, packed weights, y, the panel;
-    - tables: lines of x, of y, taps;
-    - sizes: channels and output channels of a group, blocks, taps; output rows of a map, outputs of a row; planes, rows of lines and of the
-      panel; x's steps of maps, channels and pixels, y's; the panel's of channels and rows;
+    - tables: lines of x, of y, the steps of a chain and behind them, where a nest has them, what to ask for;
+    - sizes: channels and output channels of a group, blocks, taps, channels of a chain; output rows of a map, outputs of a row; planes,
+      rows of lines and of the panel; x's steps of maps, channels and pixels, y's; the panel's of channels and rows;
     - place: group, first block, first map and row (of lines of y), rows a map and maps of the band; x's first channel, its first line;
     - the activation's ``parameters``.
     """
@@ -243,12 +240,12 @@ def over_bands(dtype, lanes, parameters, pack, work, per=1):
     def kernel(args, start, stop):
         x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
         panels, grain = integers(args, 3, 2)
-        lines, outs, taps = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
-        N, IC, OC, groups, blocks, T, OD, OH, OW, R, images, bands, KP, Q, RQ = integers(args, 8, 15)
-        width, first, W, xn, xc, xw, yn, yc, yw, rowstep, panel_bytes = integers(args, 23, 11)
-        p = numbers(args, 34, count, real, L)
+        lines, outs, steps = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        N, IC, OC, groups, blocks, T, together, OD, OH, OW, R, images, bands, KP, Q, RQ = integers(args, 8, 16)
+        width, first, W, xn, xc, xw, yn, yc, yw, rowstep, panel_bytes = integers(args, 24, 11)
+        p = numbers(args, 35, count, real, L)
         panel = pointer_at(panels + start // grain * panel_bytes, real)
-        sizes = IC, OC, blocks, T, OH, OW, KP, Q, RQ, xn, xc, xw, yn, yc, yw, width, rowstep
+        sizes = IC, OC, blocks, T, together, OH, OW, KP, Q, RQ, xn, xc, xw, yn, yc, yw, width, rowstep
         packed, chunks = -1, (blocks + per - 1) // per
         for job in range(start, stop):
             block, rest = job % chunks * per, job // chunks
@@ -261,6 +258,6 @@ def over_bands(dtype, lanes, parameters, pack, work, per=1):
                 packed = rest
                 pack(x, panel, source, line, maps, rows + Q - OH, (lines, IC, KP, RQ, Q, width, first, W, xn, xc, xw, rowstep))
             place = g, block, n, od * OH + row, rows, maps, source, line
-            work((x, w, y, panel), (lines, outs, taps), sizes, place, p)
+            work((x, w, y, panel), (lines, outs, steps), sizes, place, p)
 
     return kernel

@@ -8,13 +8,8 @@ and to 256, 177, where channel_lanes.py gives 135 and 145, PyTorch 156 and 132.
 from ..compile import specialised
 from ..simd import number, prefetch_to_l2, repeat, splat, stacked
 from ..tile import add_outer, add_put, each, put_tile, store_tile, tile_of_each
-from . import blocking
 from . import panel as panels
-from .ahead import asking
-from .blocking import AHEAD
 from .number import compiled, jitable
-
-chain_length = jitable(blocking.chain)
 
 
 @specialised
@@ -25,7 +20,7 @@ def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixe
 
     Arguments: as channel_lanes.forward's; ``stride`` > 1: steps are offsets in a panel by phases."""
     real, R, C, L, wide, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
-    ask, area, room, per = asking(real), whole * L, turns * whole * L, turns
+    area, room, per = whole * L, turns * whole * L, turns
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
@@ -34,7 +29,6 @@ def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixe
         for i in range(count):
             if in_place:
                 prefetch_to_l2(x, at + ahead + steps[i])
-            ask(w, wo + AHEAD * R, R)
             tile = add_outer(tile, w, (wo,), 0, 1, x, at + steps[i], C)
             wo += R
         return tile
@@ -43,11 +37,11 @@ def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixe
     def work(memory, tables, sizes, place, p):
         x, w, y, panel = memory
         lines, outs, steps = tables
-        IC, OC, blocks, T, _, OW, KP, _, RQ, xn, xc, _, yn, yc, _, width, rowstep = sizes
+        IC, OC, blocks, T, together, _, OW, KP, _, RQ, xn, xc, _, yn, yc, _, width, rowstep = sizes
         g, block, n, out, band_rows, maps, source, line = place
         here, next_channel = (x, xc) if in_place else (panel, width)
         many, zeros, sums = min(per, blocks - block), repeat(splat(real(0), L), whole), stacked(room, real)
-        together, size = chain_length(IC, T), (IC * T + 1) * R
+        size = (IC * T + 1) * R
         for row in range(maps * band_rows):
             image = row // band_rows if maps > 1 else 0
             r = row - image * band_rows

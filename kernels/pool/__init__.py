@@ -9,13 +9,12 @@ In the signatures below x, y, gy are numbers (an element, an output, its gradien
 """
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..number import like, where
+from ..registry import by_name
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
@@ -194,14 +193,5 @@ def slope(name, init, accumulate, finalise, combine, neutral=_no_change, paramet
     return Summing(name, init, accumulate, finalise, _no_share, combine, neutral, parameters=parameters)
 
 
-def _registry():
-    found = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, _Reduction):
-                found[value.name] = value
-    return found
-
-
-KINDS = _registry()
+KINDS = by_name(__name__, _Reduction)
 """Every reduction by name: what the loop nests can run and the tests and benchmarks go through."""
