@@ -1,8 +1,8 @@
 """Convolution with lanes across pixels: a tile of channels x pixels in registers, one broadcast weight against registers of x.
 
 For contiguous maps whose rows fill registers: results are stored as they lie, where channel_lanes.py transposes them, and with few output
-channels no lane idles.  `fastpool bench conv`, one core, 1x1 of 56x56: 64 channels to 64 140 GFLOP/s (PyTorch's better layout 169), to 256 150
-(165), 256 to 64 152 (177).
+channels no lane idles.  `fastpool bench conv`, one core, 1x1 of 56x56: 64 channels to 64 140 GFLOP/s (PyTorch's better layout 169), to
+256 150 (165), 256 to 64 152 (177).
 """
 
 from ..compile import specialised
