@@ -159,8 +159,8 @@ def _common_digest(path):
 
 def _describe(constant):
     """A factory's argument as text that changes when the code it stands for does."""
-    source = getattr(constant, "source", None)
-    return f"{constant.name}@{_digest(source)}" if source else repr(constant)
+    sources = getattr(constant, "sources", None)
+    return f"{constant.name}@{'+'.join(map(_digest, sources))}" if sources else repr(constant)
 
 
 class _DiskCache(_Cache):
@@ -238,7 +238,7 @@ def nest_name(factory):
 def specialised(factory):
     """``factory(*constants)`` returns the Python function of a worker; the decorated one returns it compiled, a ``Worker``.
 
-    Constants are ints, strings, None, Numba types, and reductions (anything with ``name`` and ``source``).
+    Constants are ints, strings, None, Numba types, and reductions (anything with ``name`` and ``sources``).
     """
 
     @functools.cache

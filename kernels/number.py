@@ -101,6 +101,11 @@ def erf(x):
     return x.dtype.type(math.erf(x))
 
 
+def any_lane(condition):
+    """Whether a condition holds for one at least of the numbers that are worked on together: for a branch that saves work."""
+    return bool(condition)
+
+
 def multiply_wide(a, b):
     """The 64-bit product of two uint32 as (high, low) uint32."""
     product = int(a) * int(b)
@@ -148,7 +153,7 @@ def from_bits(bits, x):
 
 MATHEMATICS = (exp, log, power, expm1, log1p, tanh, erf)
 """The words that kernels/elementary.py builds, for targets that have none of their own."""
-WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, *MATHEMATICS, multiply_wide, unit)
+WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, any_lane, *MATHEMATICS, multiply_wide, unit)
 BUILDING = (fused, by_width, polynomial, bits_of, from_bits)
 """The further words of kernels/elementary.py; a target with an exp, log and so on of its own, as CUDA's, needs none of them."""
 

@@ -331,11 +331,20 @@ def test_defaults_are_torchs(name):
     assert (found.name, found.parameters) == (name, tuple(of.defaults.values()))
 
 
+@pytest.mark.parametrize("name", [name for name, of in ACTIVATIONS.items() if of.switches])
+def test_a_switch_is_off_or_on(name):
+    """By the code, whatever the number and the parameters: poolings save no more than which."""
+    of, x = ACTIVATIONS[name], np.array([0.0, -0.0, 0.3, -0.3, 1e-40, 7, -7, np.inf, -np.inf, np.nan], np.float32)
+    for p in ([0.3, 0.7], [-1, 2], [0, 0]):
+        parameters = tuple(map(np.float32, p[: len(of.defaults)]))
+        assert {float(of.derivative(v, parameters)) for v in x} <= {0.0, 1.0}
+
+
 def test_the_source_is_the_file_it_is_written_in():
     """Part of what a compiled kernel is kept by."""
     for activation in ACTIVATIONS.values():
-        assert activation.value.__name__ in Path(activation.source).read_text()
-        assert activation.derivative.__code__.co_filename == activation.source
+        assert activation.value.__name__ in Path(activation.sources[0]).read_text()
+        assert activation.derivative.__code__.co_filename == activation.sources[0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -77,11 +77,13 @@ class Activation:
     """Parameter -> the value torch gives it; None where torch has no default."""
     refuse: Callable[..., str | None] | None = None
     """(*parameters) -> what is wrong with these numbers, or None."""
+    switches: bool = False
+    """f'(x) is 0 or 1, whatever x and the parameters."""
 
     @functools.cached_property
-    def source(self):
+    def sources(self):
         """The file the arithmetic is written in: part of what a compiled kernel is cached by."""
-        return self.value.__code__.co_filename
+        return (self.value.__code__.co_filename,)
 
     def slope_for(self, parameters):
         """``slope`` where it holds for these parameters, else None."""

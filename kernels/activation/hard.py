@@ -86,6 +86,7 @@ HARDTANH = Activation(
     inside,
     defaults={"min_val": -1.0, "max_val": 1.0},
     refuse=lambda low, high: None if low < high else f"min_val must be below max_val, got {low} and {high}",
+    switches=True,
 )
 # At 3 less a last place y is 1 already: from y the slope would be 0 there.
 HARDSIGMOID = Activation("hardsigmoid", hardsigmoid, hardsigmoid_derivative, lambda: rising(True, root=-3.0))
@@ -98,5 +99,8 @@ SOFTSHRINK = Activation(
     nonzero,
     defaults={"lambd": 0.5},
     refuse=lambda lambd: None if lambd >= 0 else f"lambd must be at least 0, got {lambd}",
+    switches=True,
 )
-HARDSHRINK = Activation("hardshrink", hardshrink, hardshrink_derivative, shrink_shape, nonzero, lambda lambd: lambd >= 0, {"lambd": 0.5})
+HARDSHRINK = Activation(
+    "hardshrink", hardshrink, hardshrink_derivative, shrink_shape, nonzero, lambda lambd: lambd >= 0, {"lambd": 0.5}, switches=True
+)

@@ -65,8 +65,8 @@ def threshold_shape(at, value):
     return Shape(at, None, True, root, slope_above=above)
 
 
-RELU = Activation("relu", relu, step, lambda: leaky_shape(0.0), step)
-RELU6 = Activation("relu6", relu6, inside_6, lambda: rising(True, root=0.0), inside_6)
+RELU = Activation("relu", relu, step, lambda: leaky_shape(0.0), step, switches=True)
+RELU6 = Activation("relu6", relu6, inside_6, lambda: rising(True, root=0.0), inside_6, switches=True)
 # Of a slope of 0 or less y does not tell the sign of x.
 LEAKY_RELU = Activation("leaky_relu", leaky_relu, leaky_slope, leaky_shape, leaky_slope, lambda slope: slope > 0, {"negative_slope": 0.01})
 PRELU = Activation("prelu", leaky_relu, leaky_slope, leaky_shape, leaky_slope, lambda slope: slope > 0, {"weight": 0.25})
@@ -89,4 +89,5 @@ THRESHOLD = Activation(
     beyond,
     lambda at, value: value <= at,
     {"threshold": None, "value": None},
+    switches=True,
 )

@@ -234,6 +234,8 @@ def _is_separable(kind, geometry):
     window = geometry.window
     if window is None or not window.regular or not kind.combine or max(window.stride) > 1 or max(window.dilation) > 1:
         return False
+    if kind.selects and (kind.reads or len(members(kind, None)) > 2):
+        return False
     depth, *kernel = window.kernel_size
     fits = depth == 1 and max(kernel) <= separable.MOST and max(geometry.shape[3:]) < separable.LARGEST_MAP
     return fits and kernel[0] * kernel[1] >= LARGE_WINDOW

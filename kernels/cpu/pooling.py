@@ -55,7 +55,7 @@ def forward(kind, geometry, saved, saves):
 @functools.lru_cache(maxsize=4096)
 def backward(kind, geometry, saved):
     """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
-    asked = choice.Asked(kind, geometry, stored_dtype(geometry.dtype), stored_dtype(saved))
+    asked = choice.Asked(getattr(kind, "routed", None) or kind, geometry, stored_dtype(geometry.dtype), stored_dtype(saved))
     return _plan(geometry, choice.backward(asked))
 
 

@@ -62,6 +62,8 @@ def arithmetic(kind):
 
 def _selecting(kind, neutral, init, accumulate, combine):
     selected = compiled(kind.gradient())
+    reads = compiled(kind.reads) if kind.reads else None
+    ended = compiled(kind.finalise) if kind.finalise else None
     surveyed = compiled(kind.survey) if kind.survey else None
 
     @jitable
@@ -81,8 +83,16 @@ def _selecting(kind, neutral, init, accumulate, combine):
         return accumulate(state, x, tap)
 
     @jitable
+    def step_read(state, x, tap, p):
+        return accumulate(state, reads(x, p), tap)
+
+    @jitable
     def finish(state, count, size, p):
         return state[0], state[1]
+
+    @jitable
+    def finish_ended(state, count, size, p):
+        return ended(state, p)
 
     @jitable
     def share(gy, x, y, saved, tap, count, size, p):
@@ -92,8 +102,21 @@ def _selecting(kind, neutral, init, accumulate, combine):
     if kind.ordered:
         clean = compiled(kind.ordered)
         ordered = jitable(lambda state, x, tap, p: clean(state, x, tap))
-    beginning = begin_drawn if kind.draws else begin
-    return Arithmetic(neutral, survey, beginning, step, ordered, combine, finish, share, None, None, bool(surveyed), False, True)
+    return Arithmetic(
+        neutral,
+        survey,
+        begin_drawn if kind.draws else begin,
+        step_read if reads else step,
+        ordered,
+        combine,
+        finish_ended if ended else finish,
+        share,
+        None,
+        None,
+        bool(surveyed),
+        False,
+        True,
+    )
 
 
 def _summing(kind, neutral, init, accumulate, combine):
@@ -175,7 +198,7 @@ def has_nan(dtype, lanes):
 def members(kind, real):
     """The dtypes of a state's members."""
     if isinstance(kind, Selecting):
-        return real, int32
+        return (real, int32) if kind.draws else (real, int32) * (len(kind.init(np.float32(0), np.int32(0))) // 2)
     state = kind.init(np.float32(0))
     return (real,) * (len(state) if isinstance(state, tuple) else 1)
 
@@ -205,7 +228,9 @@ def arrays(parts, count):
         return jitable(lambda: (stacked(count, parts[0]),))
     if len(parts) == 2:
         return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1])))
-    return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2])))
+    if len(parts) == 3:
+        return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2])))
+    return jitable(lambda: (stacked(count, parts[0]), stacked(count, parts[1]), stacked(count, parts[2]), stacked(count, parts[3])))
 
 
 @functools.cache

@@ -259,22 +259,22 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
                                     at_input = inputs_at + oh * input_h + ow * step_w
                                     here = load(inputs, at_input, L) if whole else load_masked(inputs, at_input, tail, fill)
                                 value = takes(here, state, p)
-                            elif selects:
-                                value = state[0]
-                            else:
+                            elif not selects:
                                 per_column = splat(counts_w[ow], L) if channels_last else load(counts_w, ow, L)
                                 count = splat(counts_d[d] * counts_h[oh], L) * per_column
                                 value, rest = finish(state_of(state), count, size, p)
-                            if saves:
-                                if selects:
+                            if selects:
+                                tap = splat(int32(0), L)
+                                if saves:
                                     left = splat(int32(ow - PW), L)
                                     if not channels_last:
                                         left = left + lane_index(int32, L)
                                     low = splat(int32(0xFFFF), L)
                                     below = (state[1] >> splat(int32(16), L)) - splat(int32(oh - PH), L)
-                                    choice = convert(below * splat(int32(KW), L) + (state[1] & low) - left, saved)
-                                else:
-                                    choice = convert(rest, saved)
+                                    tap = below * splat(int32(KW), L) + (state[1] & low) - left
+                                value, rest = finish((state[0], tap), size, size, p)
+                            if saves:
+                                choice = convert(rest, saved)
                             if whole:
                                 store(y, out, value)
                                 if saves:

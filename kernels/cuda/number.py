@@ -72,6 +72,10 @@ def erf(x):
     return math.erf(x)
 
 
+def any_lane(condition):
+    return condition
+
+
 def multiply_wide(a, b):
     product = uint64(a) * uint64(b)
     return uint32(product >> uint64(32)), uint32(product)

@@ -73,9 +73,9 @@ class _Reduction:
     selects = False
 
     @functools.cached_property
-    def source(self):
-        """The file the arithmetic is written in: part of what a compiled kernel is cached by."""
-        return self.init.__code__.co_filename
+    def sources(self):
+        """The files the arithmetic is written in: part of what a compiled kernel is cached by."""
+        return self.made_from or (self.init.__code__.co_filename,)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.name!r})"
@@ -103,9 +103,17 @@ class Selecting(_Reduction):
     survey: Callable[..., Any] | None = None
     """(total, x) -> total: a first pass over the window, from zero, before ``init``."""
     draws: bool = False
+    reads: Callable[..., Any] | None = None
+    """(x, p) -> what is accumulated in the place of x."""
+    finalise: Callable[..., Any] | None = None
+    """(state, p) -> (y, tap); tap -1: nobody gets the gradient.  None: the state's first two members."""
+    routed: "Selecting | None" = None
+    """The reduction whose gradient this one's is: how that moves depends on the taps alone.  None: itself."""
     parameters: tuple[str, ...] = ()
     face: Face | None = None
     structure: Structure = Structure()
+    made_from: tuple[str, ...] = ()
+    """The files of a reduction derived from others (kernels/fusion.py)."""
     selects = True
 
     @property
@@ -157,6 +165,8 @@ class Summing(_Reduction):
     """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
     face: Face | None = None
     structure: Structure = Structure()
+    made_from: tuple[str, ...] = ()
+    """The files of a reduction derived from others (kernels/fusion.py)."""
 
     @property
     def linear(self):
