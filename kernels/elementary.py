@@ -85,6 +85,7 @@ ERFC = (
     ),
 )
 ERFC_AT, ERF_IS_ONE = (2.0, 3.0), (4.0, 6.0)
+TANH_IS_ONE = (10.0, 20.0)
 # (tanh(t) / t - 1) / t^2 in t^2 for t <= 1: tanh to 2^-26.9 and 2^-54.9.
 TANH = (
     (-0.33333296, 0.13332345, -0.053879805, 0.02148666, -0.007946109, 0.0023013663, -0.00035845244),
@@ -169,7 +170,8 @@ def tanh(x):
     zero, one, two, size = like(x, 0), like(x, 1), like(x, 2), absolute(x)
     z = x * x
     near = where(z == zero, x, fused(x * z, polynomial(z, *TANH), x))
-    far = one - two / (exp(size + size) + one)
+    most = by_width(x, *TANH_IS_ONE)
+    far = one - two / (_exp_of_little(where(size > most, most, size) * two) + one)
     return where(size < one, near, where(x < zero, -far, far))
 
 
@@ -178,8 +180,16 @@ def erf(x):
     one, size = like(x, 1), absolute(x)
     most = by_width(x, *ERF_IS_ONE)
     near = fused(x, polynomial(x * x, *ERF), x)
-    far = one - exp(-polynomial(where(size > most, most, size) - by_width(x, *ERFC_AT), *ERFC))
+    far = one - _exp_of_little(-polynomial(where(size > most, most, size) - by_width(x, *ERFC_AT), *ERFC))
     return where(size < one, near, where(x < like(x, 0), -far, far))
+
+
+def _exp_of_little(x):
+    """e^x, to an ulp, where 2^-126 < e^x < 2^127 (2^-1022, 2^1023); half of what ``exp`` costs."""
+    nearest = _nearest(x)
+    n = fused(x, like(x, LOG2_E), nearest) - nearest
+    r = fused(n, -by_width(x, *LN2_REST), fused(n, -by_width(x, *LN2), x))
+    return _two_to(n) * (like(x, 1) + fused(r * r, polynomial(r, *EXP), r))
 
 
 def _exp(hi, lo):
