@@ -20,20 +20,23 @@ from .window import Window
 
 
 class SelectingPool(torch.autograd.Function):
-    """y; saves the taps chosen, alone.  ``kept``, a list, gets the taps and the ``Call``."""
+    """y; saves the taps chosen, and y where an activation in the kind has its slope told from it.  ``kept``, a list, gets the taps and
+    the ``Call``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, op: Pooling, seed: int, kept: list[Any] | None) -> torch.Tensor:
         y, taps, call = backend.forward(x, op, True, seed)
-        ctx.call = call
-        ctx.save_for_backward(taps)
+        ctx.call, ctx.slope = call, op.slope
+        ctx.save_for_backward(taps, y if op.slope else None)
         if kept is not None:
             kept += taps, call
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: torch.Tensor) -> Any:
-        (taps,) = ctx.saved_tensors
+        taps, y = ctx.saved_tensors
+        if y is not None:
+            gy = sloped(gy, y, ctx.slope, True)
         if torch.is_grad_enabled():
             return SelectingPoolBackward.apply(gy, taps, ctx.call), None, None, None
         return backend.backward(gy, None, None, taps, ctx.call), None, None, None
@@ -140,7 +143,8 @@ class SummingPoolBackward(torch.autograd.Function):
         gy, x, p = ctx.saved_tensors
         with torch.enable_grad():
             # y and the residue are functions of x, and computed from it here: their own gradients are none.
-            leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (gy, x, p)]
+            # Views: gy may be a function of x, which is not to be counted here.
+            leaves: list[Any] = [t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (gy, x, p)]
             gy, x, p = leaves
             pairs = [(g, gg) for g, gg in zip(_gradient(gy, x, p, ctx.op), (ggx, ggp), strict=True) if gg is not None]
             if not pairs:
@@ -151,6 +155,38 @@ class SummingPoolBackward(torch.autograd.Function):
         found = iter(gradients)
         gy, x, p = (None if t is None else next(found) for t in leaves)
         return gy, x, None, None, p, None, None, None
+
+
+class Activation(torch.autograd.Function):
+    """f(x) of a dense x; saves the result where its slope is told from that, else x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, applied: Applied) -> torch.Tensor:
+        y = backend.activated(x, applied)
+        ctx.applied, ctx.by_result = applied, applied.slope is not None
+        ctx.save_for_backward(y if ctx.by_result else x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: torch.Tensor) -> Any:
+        return sloped(gy, ctx.saved_tensors[0], ctx.applied, ctx.by_result), None
+
+
+def activate(x: torch.Tensor, applied: Applied) -> torch.Tensor:
+    """An activation of a tensor of any strides, through autograd."""
+    if sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1 != x.numel():
+        x = x.contiguous()  # there are gaps
+    if torch.is_grad_enabled() and x.requires_grad:
+        return Activation.apply(x, applied)
+    return backend.activated(x, applied)
+
+
+def sloped(gy: torch.Tensor, x: torch.Tensor, applied: Applied, by_result: bool) -> torch.Tensor:
+    """gy times the slope at x or, ``by_result``, where the result is x; by torch's operations where it will be differentiated."""
+    if not torch.is_grad_enabled():
+        return backend.activation_gradient(gy, x, applied, by_result)
+    slope = on_tensors(applied.slope if by_result else applied.activation.derivative)
+    return gy * slope(x, tuple(x.new_tensor(value) for value in applied.parameters))
 
 
 class MaxUnpool(torch.autograd.Function):

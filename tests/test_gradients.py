@@ -68,6 +68,17 @@ def test_gradient_penalty_follows_torch():
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_derivative_through_what_follows(layout):
+    """The gradient from above depends on x then: a part that must not be counted twice."""
+    found = []
+    for pool in (F.l2_pool2d, lambda x, k: torch.nn.functional.lp_pool2d(x, 2.0, k)):
+        x = LAYOUTS[layout](torch.linspace(-1, 2, 96, dtype=torch.float64).view(2, 3, 4, 4)).detach().requires_grad_()
+        (gx,) = torch.autograd.grad(pool(x, 2).tanh().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gx.pow(2).sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d, F.l2_pool2d])
 def test_backward_is_deterministic(pool):
     torch.set_num_threads(2)
