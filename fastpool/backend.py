@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BACKENDS = {"cpu": "fastpool.kernels.cpu.pooling"}
 _UNPOOLING = {"cpu": "fastpool.kernels.cpu.unpool"}
+_ELEMENTWISE = {"cpu": "fastpool.kernels.cpu.elementwise"}
 _SEED = 0xFFFFFFFF
 
 
@@ -54,6 +55,8 @@ class Pooling:
         # None for torch.compile, which would trace the making of what it does not use.
         self.equal = None if torch.compiler.is_dynamo_compiling() else tiny.equal(kind.name, rank, window, include_pad, divisor)
         """torch's operator, for tiny maps, if there is one."""
+        self.slope: Any = None
+        """The activation (``Applied``) in the kind, whose slope its gradient takes from y."""
 
     @functools.cached_property
     def call(self) -> Callable[[Ints, Ints, torch.dtype, torch.device, bool], Call]:
@@ -63,6 +66,7 @@ class Pooling:
     def at(self, parameters: tuple[float, ...]) -> Pooling:
         """The same with other parameters, on which no ``Call`` depends."""
         other = Pooling(self.caller, self.kind, self.rank, self.window, parameters, self.include_pad, self.divisor)
+        other.slope = self.slope
         if not torch.compiler.is_dynamo_compiling():
             vars(other)["call"] = self.call
         return other
@@ -325,6 +329,35 @@ def backward(
     plan = call.gradient
     addresses = [t.data_ptr() if t is not None else 0 for t in (gx, gy, saved, x, y)]
     plan.run(addresses, runtime.threads() if plan.parallel else 1, *call.bits(parameters))
+    return gx
+
+
+def _numbers(applied: Any, x: torch.Tensor) -> tuple[Any, str, tuple[int, ...]]:
+    """The kernels of an activation of x, what they call x's dtype, and its parameters as bits."""
+    from .kernels.pool import FLOATS
+
+    kernels, name = kernels_for(x.device, x.dtype, applied.name, FLOATS, _ELEMENTWISE), name_of(x.dtype)
+    return kernels, name, tuple(kernels.bits(value, name) for value in applied.parameters)
+
+
+def activated(x: torch.Tensor, applied: Any) -> torch.Tensor:
+    """An activation (``Applied``) of a dense x, at x's strides."""
+    kernels, name, more = _numbers(applied, x)
+    y = empty(x, x.shape, x.stride())
+    if x.numel():
+        plan = kernels.forward(applied.activation, name, x.numel())
+        plan.run((x.data_ptr(), y.data_ptr()), runtime.threads() if plan.parallel else 1, *more)
+    return y
+
+
+def activation_gradient(gy: torch.Tensor, x: torch.Tensor, applied: Any, by_result: bool) -> torch.Tensor:
+    """gy times the slope at a dense x or, ``by_result``, where the result is x; at x's strides."""
+    kernels, name, more = _numbers(applied, x)
+    gy = restride(materialised(gy), x.stride())
+    gx = empty(x, x.shape, x.stride())
+    if x.numel():
+        plan = kernels.backward(applied.activation, name, x.numel(), by_result)
+        plan.run((gx.data_ptr(), gy.data_ptr(), x.data_ptr()), runtime.threads() if plan.parallel else 1, *more)
     return gx
 
 

@@ -18,6 +18,15 @@ once.
 Errors: TypeError for what is no int, tensor or bool; RuntimeError for sizes that cannot work (with the sizes in the message);
 NotImplementedError for a dtype or device without kernels; always before anything is computed.
 
+Every pooling takes, by keyword, ``before=f`` for pool(f(x)), ``after=f`` for f(pool(x)), each the name of an activation ("relu", "gelu",
+...), a module of torch.nn's (with its parameters; a PReLU's weight gets its gradient), a dropout, a batch-norm (folded in
+evaluation), or several in a tuple; and
+``affine=(scale, shift)``, each (C,), for scale * x + shift before all that, as a folded batch-norm.  One pass over memory, but where
+neither a law (``fastpool.commutes``) nor the arithmetic allows it; then f is torch's, or fastpool's own pass.  Results are those of the
+steps one after the other, but for rounding.  Of elements that f makes equal the largest, not the first, gets the gradient (the smallest,
+where f falls), except with ``return_indices``.  Saved for backward by max and min: one byte an output where f' is 0 or 1 (ReLU); with the
+output where that tells f' (LeakyReLU, sigmoid, tanh); else with the element chosen (GELU, SiLU).
+
 Gradients of any order; backward is deterministic.  Under torch.no_grad(), or where the input needs no gradient, nothing is saved.
 
 Tiny maps: where max or avg, over windows without dilation, adaptive or global, read about 1024 elements or fewer of a contiguous float32
@@ -38,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
-from . import activations, backend, convolution, library, tiny
+from . import activations, backend, convolution, fusion, library, tiny
 from .autograd import Convolve, ConvolveInput, run_selecting, run_summing, run_unpool
 from .backend import Pooling
 from .kernels.pool import KINDS
@@ -120,16 +129,46 @@ def _refuse_transforms(caller: str, x: torch.Tensor) -> None:
         raise NotImplementedError(f"{caller}: there is no forward-mode derivative; backward() and torch.autograd.grad work")
 
 
-def _pooled(x: torch.Tensor, op: Pooling, seed: int = 0, p: torch.Tensor | None = None) -> torch.Tensor:
+def _is_tiny(x: torch.Tensor, op: Pooling) -> bool:
+    """Whether torch's operator is the quicker one."""
+    few = op.equal is not None and 0 < x.numel() * op.equal.reads <= tiny.MOST and _threads() <= tiny.THREADS
+    return few and x.dtype in tiny.DTYPES and x.is_cpu and x.layout is _STRIDED and x.is_contiguous()
+
+
+def _fused(
+    x: torch.Tensor, op: Pooling, before: Any, after: Any, affine: Any, seed: int = 0, p: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``_pooled`` with what stands before and after it."""
+    _check_tensor(op.caller, x)
+    check_shape(op.caller, op.rank, x.shape)
+    if affine is not None:
+        fusion.check_affine(op.caller, x, op.rank, affine)
+    alone = _has_no_memory(x) or _transforms() or forward_ad._current_level >= 0 or p is not None
+    if not alone:
+        x = backend.materialised(x)
+    small = not alone and _is_tiny(x, op)
+    return fusion.fused(x, op, before, after, affine, not alone, small, lambda x, op: _pooled(x, op, seed, p))
+
+
+def _pooled(
+    x: torch.Tensor,
+    op: Pooling,
+    seed: int = 0,
+    p: torch.Tensor | None = None,
+    before: Any = None,
+    after: Any = None,
+    affine: Any = None,
+) -> torch.Tensor:
     """y through autograd where a gradient will be asked for; ``p``: the kind's parameters (float64), if one of them may need a gradient."""
+    if before is not None or after is not None or affine is not None:
+        return _fused(x, op, before, after, affine, seed, p)
     if type(x) not in _PLAIN or _is_compiling():
         return _pooled_by_library(x, op, False, seed, p)[0]
     if _transforms() or forward_ad._current_level >= 0:
         _refuse_transforms(op.caller, x)
     if op.equal is not None:
         try:
-            few = 0 < x.numel() * op.equal.reads <= tiny.MOST and _threads() <= tiny.THREADS
-            if few and x.dtype in tiny.DTYPES and x.is_cpu and x.layout is _STRIDED and x.is_contiguous():
+            if _is_tiny(x, op):
                 return op.equal.run(x)
         except (RuntimeError, IndexError):
             pass  # what torch refuses fastpool may take; if not, in its own words
@@ -151,9 +190,13 @@ def _pooled_by_library(
     return library.pool(x, op, saves or needs, seed, p)
 
 
-def _with_indices(x: torch.Tensor, op: Pooling) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the flat positions (int64) of what a selecting pooling chose."""
+def _with_indices(
+    x: torch.Tensor, op: Pooling, before: Any = None, after: Any = None, affine: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the flat positions (int64) of what a selecting pooling chose: of the first of what ``before`` makes equal."""
     _check_tensor(op.caller, x)
+    if before is not None or after is not None or affine is not None:
+        return fusion.with_indices(x, op, before, after, affine, _with_indices)
     if _has_no_memory(x):
         y, taps = _pooled_by_library(x, op, True)
         return y, library.flat_positions(taps, op, x)
@@ -201,26 +244,31 @@ def _refuse_parameters(caller: str, kind: Any, values: tuple[float, ...]) -> Non
         raise ValueError(f"{caller}: {words}")
 
 
+_BESIDE = ("before", "after", "affine")
+"""What every pooling function takes by keyword alone, and what its modules keep."""
 _WINDOW = {"kernel_size": inspect.Parameter.empty, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
 
 
 def _signed(function: Function, arguments: dict[str, Any]) -> Function:
-    """``function(input, **arguments)`` as one that takes them by place or name; ``arguments``: name -> default, or Parameter.empty."""
+    """``function(input, **arguments)`` as one that takes them by place or name, and those of _BESIDE; ``arguments``: name -> default, or
+    Parameter.empty."""
     names = list(arguments)
-    given = {name: default for name, default in arguments.items() if default is not inspect.Parameter.empty}
+    allowed = {*names, *_BESIDE}
+    given = {name: default for name, default in arguments.items() if default is not inspect.Parameter.empty} | dict.fromkeys(_BESIDE)
 
     def pool(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(names, args, strict=False))
-        if len(args) > len(names) or named.keys() & kwargs.keys() or not kwargs.keys() <= arguments.keys():
+        if len(args) > len(names) or named.keys() & kwargs.keys() or not kwargs.keys() <= allowed:
             signature.bind(input, *args, **kwargs)  # raises Python's own TypeError
         values = given | named | kwargs
-        if len(values) < len(names):
+        if len(values) < len(allowed):
             signature.bind(input, *args, **kwargs)
         return function(input, **values)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("input", kind)]
     parameters += [inspect.Parameter(name, kind, default=default) for name, default in arguments.items()]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _BESIDE]
     signature = inspect.Signature(parameters)
     pool.__signature__ = signature  # type: ignore[attr-defined]
     return pool
@@ -240,16 +288,31 @@ def _windowed(caller: str, rank: int, kind: Any) -> Function:
             dilation: Any = 1,
             ceil_mode: bool = False,
             return_indices: bool = False,
+            *,
+            before: Any = None,
+            after: Any = None,
+            affine: Any = None,
         ) -> Any:
             op = asked(kernel_size, stride, padding, dilation, ceil_mode)
-            return _with_indices(input, op) if return_indices else _pooled(input, op)
+            if return_indices:
+                return _with_indices(input, op, before, after, affine)
+            return _pooled(input, op, 0, None, before, after, affine)
 
     elif not kind.parameters:
 
         def pool(
-            input: torch.Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+            input: torch.Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            dilation: Any = 1,
+            ceil_mode: bool = False,
+            *,
+            before: Any = None,
+            after: Any = None,
+            affine: Any = None,
         ) -> torch.Tensor:
-            return _pooled(input, asked(kernel_size, stride, padding, dilation, ceil_mode))
+            return _pooled(input, asked(kernel_size, stride, padding, dilation, ceil_mode), 0, None, before, after, affine)
 
     else:
         whole = Pooling(caller, kind, rank, None)
@@ -257,9 +320,10 @@ def _windowed(caller: str, rank: int, kind: Any) -> Function:
         def parametrised(
             input: torch.Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, **values: Any
         ) -> torch.Tensor:
+            beside = [values.pop(name) for name in _BESIDE]
             given, p = _arguments(caller, kind, values)
             op = whole if kernel_size is None else asked(kernel_size, stride, padding, dilation, ceil_mode)
-            return _pooled(input, op.at(given), p=p)
+            return _pooled(input, op.at(given), 0, p, *beside)
 
         face = kind.face
         window = {**_WINDOW, "kernel_size": None} if face.map_by_default else _WINDOW
@@ -278,14 +342,15 @@ def _whole(caller: str, rank: int, kind: Any) -> Function:
     pool: Function
     if not kind.parameters:
 
-        def pool(input: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
-            return _flattened(_pooled(input, op), rank, keepdim)
+        def pool(input: torch.Tensor, keepdim: bool = True, *, before: Any = None, after: Any = None, affine: Any = None) -> torch.Tensor:
+            return _flattened(_pooled(input, op, 0, None, before, after, affine), rank, keepdim)
 
     else:
 
         def parametrised(input: torch.Tensor, keepdim: bool, **values: Any) -> torch.Tensor:
+            beside = [values.pop(name) for name in _BESIDE]
             given, p = _arguments(caller, kind, values)
-            return _flattened(_pooled(input, op.at(given), p=p), rank, keepdim)
+            return _flattened(_pooled(input, op.at(given), 0, p, *beside), rank, keepdim)
 
         pool = _signed(parametrised, {**kind.face.defaults, "keepdim": True})
     stem = kind.face.stem if kind.face else kind.name
@@ -317,13 +382,23 @@ def _adaptive(caller: str, rank: int, kind: Any) -> Function:
     pool: Function
     if kind.selects:
 
-        def pool(input: torch.Tensor, output_size: Any, return_indices: bool = False) -> Any:
-            return _with_indices(input, asked(output_size)) if return_indices else _pooled(input, asked(output_size))
+        def pool(
+            input: torch.Tensor,
+            output_size: Any,
+            return_indices: bool = False,
+            *,
+            before: Any = None,
+            after: Any = None,
+            affine: Any = None,
+        ) -> Any:
+            if return_indices:
+                return _with_indices(input, asked(output_size), before, after, affine)
+            return _pooled(input, asked(output_size), 0, None, before, after, affine)
 
     else:
 
-        def pool(input: torch.Tensor, output_size: Any) -> torch.Tensor:
-            return _pooled(input, asked(output_size))
+        def pool(input: torch.Tensor, output_size: Any, *, before: Any = None, after: Any = None, affine: Any = None) -> torch.Tensor:
+            return _pooled(input, asked(output_size), 0, None, before, after, affine)
 
     stem = kind.face.stem if kind.face else kind.name
     pool.__doc__ = f"{stem}_pool{rank}d over ``output_size`` windows, by torch's rule: see the module."
@@ -366,10 +441,16 @@ def _avg(caller: str, rank: int) -> Function:
             padding: Any = 0,
             ceil_mode: bool = False,
             count_include_pad: bool = True,
+            *,
+            before: Any = None,
+            after: Any = None,
+            affine: Any = None,
         ) -> torch.Tensor:
             if count_include_pad is True:
-                return _pooled(input, asked(kernel_size, stride, padding, 1, ceil_mode))
-            return _pooled(input, counting(kernel_size, stride, padding, ceil_mode, count_include_pad, None))
+                op = asked(kernel_size, stride, padding, 1, ceil_mode)
+            else:
+                op = counting(kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+            return _pooled(input, op, 0, None, before, after, affine)
 
     else:
 
@@ -381,10 +462,16 @@ def _avg(caller: str, rank: int) -> Function:
             ceil_mode: bool = False,
             count_include_pad: bool = True,
             divisor_override: int | None = None,
+            *,
+            before: Any = None,
+            after: Any = None,
+            affine: Any = None,
         ) -> torch.Tensor:
             if count_include_pad is True and divisor_override is None:
-                return _pooled(input, asked(kernel_size, stride, padding, 1, ceil_mode))
-            return _pooled(input, counting(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
+                op = asked(kernel_size, stride, padding, 1, ceil_mode)
+            else:
+                op = counting(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+            return _pooled(input, op, 0, None, before, after, affine)
 
     override = "" if rank == 1 else ", or by ``divisor_override``"
     pool.__doc__ = f"""The mean of each window: its sum by the number of taps inside the input and (``count_include_pad``) its
@@ -408,6 +495,9 @@ def _lp(caller: str, rank: int) -> Function:
         *,
         padding: Any = 0,
         dilation: Any = 1,
+        before: Any = None,
+        after: Any = None,
+        affine: Any = None,
     ) -> torch.Tensor:
         if isinstance(norm_type, bool) or not isinstance(norm_type, numbers.Real):
             raise TypeError(f"{caller}: norm_type must be a number, got {norm_type!r}")
@@ -420,7 +510,7 @@ def _lp(caller: str, rank: int) -> Function:
         if p != math.inf and not limits.tiny <= abs(p) <= limits.max:
             raise ValueError(f"{caller}: norm_type {norm_type!r} is outside float32's range, {limits.tiny} to {limits.max}")
         op = asking[_NORMS.get(p, "lp" if p > 0 else "lp_negative")](kernel_size, stride, padding, dilation, ceil_mode)
-        return _pooled(input, op.at((p,)) if op.kind.parameters else op)
+        return _pooled(input, op.at((p,)) if op.kind.parameters else op, 0, None, before, after, affine)
 
     pool.__doc__ = """The p-norm of each window, (sum |x|^p)^(1/p), p = ``norm_type``: any number but 0; math.inf gives the largest |x|.
 
@@ -445,14 +535,18 @@ def _stochastic(caller: str, rank: int) -> Function:
         training: bool = True,
         *,
         generator: torch.Generator | None = None,
+        before: Any = None,
+        after: Any = None,
+        affine: Any = None,
     ) -> torch.Tensor:
         if not training:
-            return _pooled(input, expected(kernel_size, stride, padding, dilation, ceil_mode))
+            return _pooled(input, expected(kernel_size, stride, padding, dilation, ceil_mode), 0, None, before, after, affine)
         op = drawn(kernel_size, stride, padding, dilation, ceil_mode)
         _check_tensor(caller, input)
         if not _has_no_memory(input):
             backend.check(input, op)  # a refused call leaves the generator as it was
-        return _pooled(input, op, int(torch.empty((), dtype=torch.int64).random_(generator=generator)))
+        seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+        return _pooled(input, op, seed, None, before, after, affine)
 
     pool.__doc__ = """Stochastic pooling (Zeiler & Fergus 2013); weights are w = max(x, 0).  Not in torch.
 

@@ -154,8 +154,9 @@ def test_signatures(kind, rank):
     window = ["kernel_size", "stride", "padding", "dilation", "ceil_mode"]
     parameters = list(kind.parameters)
     first = [*parameters, *window] if kind.face.map_by_default else [*window, *parameters]
-    assert list(inspect.signature(pool).parameters) == ["input", *first]
-    assert list(inspect.signature(whole).parameters) == ["input", *parameters, "keepdim"]
+    beside = ["before", "after", "affine"]
+    assert list(inspect.signature(pool).parameters) == ["input", *first, *beside]
+    assert list(inspect.signature(whole).parameters) == ["input", *parameters, "keepdim", *beside]
     assert {name: inspect.signature(pool).parameters[name].default for name in parameters} == kind.face.defaults
     assert pool.__doc__ == kind.face.doc
     if kind.face.map_by_default:
