@@ -75,6 +75,7 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 @click.option("--activation", "activations", type=click.Choice(list(ACTIVATIONS)), multiple=True, help="Only this one; repeatable.")
 @click.option("--pooling", "poolings", type=click.Choice(POOLINGS), multiple=True, help="Only this one; repeatable.")
 @click.option("--network", "networks", type=click.Choice(NETWORKS), multiple=True, help="Only its layers; repeatable.")
+@click.option("--compile", "compiles", is_flag=True, help="Beside torch.compile too, which takes seconds to compile each pair.")
 @click.option("--sites", "by_site", is_flag=True, help="Print a table for each layer too.")
 @click.pass_context
 def commute_command(
@@ -86,13 +87,14 @@ def commute_command(
     activations: tuple[str, ...],
     poolings: tuple[str, ...],
     networks: tuple[str, ...],
+    compiles: bool,
     by_site: bool,
 ) -> None:
     """Activate then pool, or pool then activate?
 
     Every activation with every pooling, on feature maps of a photograph in the shapes of LeNet-5, AlexNet, VGG-16 and ResNet's stem:
-    how far apart the two orders are, in values and input gradients, and what each costs in PyTorch and with fastpool's pooling,
-    forward and with backward ("training").
+    which law holds, how far apart the two orders are, in values and input gradients, and what each costs in PyTorch, with fastpool's
+    pooling, and with both in one pass ("fused"), forward and with backward ("training"), in time and in bytes saved for backward.
 
     Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
     """
@@ -104,13 +106,14 @@ def commute_command(
     except MissingPhotographError as error:
         raise click.ClickException(str(error)) from error
     budget = QUICK_BUDGET if quick else FULL_BUDGET
+    providers = [provider for provider in commute.PROVIDERS if compiles or provider != "compile"]
     with _threads_kept():
         torch.set_num_threads(threads or torch.get_num_threads())
         where = machine()
         console.print(_header(where), highlight=False)
         rows, interrupted = _measured(
             todo,
-            lambda pair: {**commute.row(pair, batch, budget), "batch": batch, **where},
+            lambda pair: {**commute.row(pair, batch, budget, providers), "batch": batch, **where},
             lambda pair: f"{pair.site}, {pair.pooling}, {pair.activation}",
             path,
         )
@@ -408,9 +411,9 @@ def _header(where: dict[str, Any]) -> str:
 
 
 _EXPLAINED = """\
-A>P: activate, then pool.  P>A: pool, then activate.  Gaps: the largest over {0}.  ms: forward, the sum.
-P>A saves: of A>P, both with fastpool's pooling.  Speed-up: of A>P, fastpool's pooling over PyTorch's.
-In train.: the same, forward and backward together."""
+Activate, then pool.  Gap: from pool, then activate, the largest over {0}.  ms: forward, the sum.  Unfused:
+PyTorch's activation, fastpool's pooling.  Speed-up: fused over PyTorch.  In train.: forward and backward
+together.  Saved: for backward, bytes an output."""
 
 
 def _print(console: Console, rows: list[dict[str, Any]], by_site: bool) -> None:

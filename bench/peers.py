@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 import fastpool.functional as fp
+import fastpool.nn as layers
 
 from .cases import Window
 
-Pool = Callable[[torch.Tensor, Window, torch.Generator | None], torch.Tensor]
-"""(N, C, H, W) -> (N, C, OH, OW); global poolings ignore the window, all but stochastic pooling the generator."""
+Pool = Callable[..., torch.Tensor]
+"""(x, window, generator): (N, C, H, W) -> (N, C, OH, OW); global poolings ignore the window, all but stochastic pooling the generator.
+fastpool's take ``before`` and ``after``, activations by name."""
 
 
 def unfolded(x: torch.Tensor, window: Window) -> torch.Tensor:
@@ -54,13 +56,22 @@ TORCH: dict[str, Pool] = {
 }
 
 FASTPOOL: dict[str, Pool] = {
-    "max": lambda x, window, _: fp.max_pool2d(x, *window),
-    "avg": lambda x, window, _: fp.avg_pool2d(x, *window),
-    "min": lambda x, window, _: fp.min_pool2d(x, *window),
-    "l2": lambda x, window, _: fp.l2_pool2d(x, *window),
-    "stochastic": lambda x, window, generator: fp.stochastic_pool2d(x, *window, generator=generator),
-    "global_max": lambda x, *_: fp.global_max_pool2d(x),
-    "global_avg": lambda x, *_: fp.global_avg_pool2d(x),
+    "max": lambda x, window, _, **beside: fp.max_pool2d(x, *window, **beside),
+    "avg": lambda x, window, _, **beside: fp.avg_pool2d(x, *window, **beside),
+    "min": lambda x, window, _, **beside: fp.min_pool2d(x, *window, **beside),
+    "l2": lambda x, window, _, **beside: fp.l2_pool2d(x, *window, **beside),
+    "stochastic": lambda x, window, generator, **beside: fp.stochastic_pool2d(x, *window, generator=generator, **beside),
+    "global_max": lambda x, *_, **beside: fp.global_max_pool2d(x, **beside),
+    "global_avg": lambda x, *_, **beside: fp.global_avg_pool2d(x, **beside),
 }
 
-PROVIDERS = {"torch": TORCH, "fastpool": FASTPOOL}
+LAYERS: dict[str, torch.nn.Module] = {
+    "max": layers.MaxPool2d(2),
+    "avg": layers.AvgPool2d(2),
+    "min": layers.MinPool2d(2),
+    "l2": layers.L2Pool2d(2),
+    "stochastic": layers.StochasticPool2d(2),
+    "global_max": layers.GlobalMaxPool2d(),
+    "global_avg": layers.GlobalAvgPool2d(),
+}
+"""For the laws, which do not depend on the window."""

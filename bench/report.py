@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from .cases import ACTIVATIONS
-from .commute import ROUNDING, TIMES
+from .commute import PASSES, ROUNDING, SAVED, TIMES
 
 Row = Mapping[str, Any]
 
@@ -27,23 +27,26 @@ _STYLES = {"exact": "green", "rounding": "green", "values": "yellow", "no": "red
 
 
 class Line(NamedTuple):
-    """An activation and a pooling over some sites: the worst of the gaps, the sums of the times (ms; empty if a result is wrong)."""
+    """An activation and a pooling over some sites: the worst of the gaps, the sums of the times (ms) and the means of the bytes saved, of
+    providers that have them everywhere; none if a result is wrong."""
 
     pooling: str
     activation: str
+    law: str
     verdict: str
     value_gap: float
     gradient_gap: float
     gradient_share: float
     times: dict[str, float]
+    saved: dict[str, float]
 
     def saving(self, provider: str, a_pass: str) -> float:
         """Part of activate-then-pool's time that pool-then-activate saves; negative where it costs more."""
         return 1 - self.times[f"{provider}_pool_act_{a_pass}_ms"] / self.times[f"{provider}_act_pool_{a_pass}_ms"]
 
-    def speedup(self, a_pass: str) -> float:
-        """PyTorch's time over fastpool's, activate-then-pool both."""
-        return self.times[f"torch_act_pool_{a_pass}_ms"] / self.times[f"fastpool_act_pool_{a_pass}_ms"]
+    def speedup(self, a_pass: str, over: str = "torch", order: str = "act_pool") -> float:
+        """Another's time over fastpool's, fused, in an order."""
+        return self.times[f"{over}_{order}_{a_pass}_ms"] / self.times[f"fused_{order}_{a_pass}_ms"]
 
 
 def verdict(row: Row) -> str:
@@ -68,38 +71,51 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 def _line(pooling: str, activation: str, rows: Sequence[Row]) -> Line:
     worst = max((verdict(row) for row in rows), key=VERDICTS.index)
     largest = {name: max(row[name] or 0.0 for row in rows) for name in ("value_gap", "gradient_gap", "gradient_share")}
-    times = {} if worst == "WRONG" else {name: sum(row[name] for row in rows) for name in TIMES}
-    return Line(pooling, activation, worst, times=times, **largest)
+    known = [name for name in (*TIMES, *SAVED) if worst != "WRONG" and all(row[name] is not None for row in rows)]
+    times = {name: sum(row[name] for row in rows) for name in TIMES if name in known}
+    saved = {name: statistics.mean(row[name] for row in rows) for name in SAVED if name in known}
+    return Line(pooling, activation, rows[0]["law"], worst, times=times, saved=saved, **largest)
+
+
+_TIMED = {"torch": "PyTorch", "compile": "torch.\ncompile", "unfused": "un-\nfused", "fused": "fused"}
+"""Providers and their headers."""
 
 
 def table(rows: Iterable[Row], title: str | None = None) -> Table:
-    """At most 110 columns wide; a section a pooling.  A>P is activate-then-pool."""
+    """At most 110 columns wide; a section a pooling.  Times are of activate-then-pool, forward."""
+    found = lines(rows)
+    timed = [provider for provider in _TIMED if any(f"{provider}_act_pool_forward_ms" in line.times for line in found)]
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
-    for header in ("\npooling", "\nactivation", "orders\nequal?"):
+    for header in ("\npooling", "\nactivation", "\nlaw", "orders\nequal?"):
         made.add_column(header, no_wrap=True)
-    numbers = ("value\ngap", "grad.\ngap", "PyTorch\nA>P ms", "PyTorch\nP>A ms", "fastpool\nA>P ms", "fastpool\nP>A ms")
-    for header in (*numbers, "P>A\nsaves", "in\ntrain.", "speed\n-up", "in\ntrain."):
+    saved = ("saved B\nPyTorch", "saved B\nfused") if timed else ()
+    for header in (
+        "value\ngap",
+        *(f"{_TIMED[p]}\nms" if "\n" not in _TIMED[p] else _TIMED[p] for p in timed),
+        "speed\n-up",
+        "in\ntrain.",
+        *saved,
+    ):
         made.add_column(header, justify="right", no_wrap=True)
     previous = ""
-    for line in lines(rows):
+    for line in found:
         if line.pooling != previous and previous:
             made.add_section()
         name = "" if line.pooling == previous else line.pooling.replace("_", " ")
-        made.add_row(name, line.activation, f"[{_STYLES[line.verdict]}]{line.verdict}", *_numbers(line))
+        made.add_row(name, line.activation, line.law, f"[{_STYLES[line.verdict]}]{line.verdict}", *_numbers(line, timed))
         previous = line.pooling
     return made
 
 
-def _numbers(line: Line) -> list[str]:
+def _numbers(line: Line, timed: Sequence[str]) -> list[str]:
     if not line.times:
-        return ["-"] * 10
-    times = [line.times[f"{provider}_{order}_forward_ms"] for provider in ("torch", "fastpool") for order in ("act_pool", "pool_act")]
+        return ["-"] * (len(timed) + 5 if timed else 3)
+    times = [line.times.get(f"{provider}_act_pool_forward_ms") for provider in timed]
     return [
         _gap(line.value_gap),
-        _gap(line.gradient_gap),
-        *map(_milliseconds, times),
-        *(f"{line.saving('fastpool', a_pass):.0%}" for a_pass in ("forward", "training")),
+        *("-" if ms is None else _milliseconds(ms) for ms in times),
         *(_factor(line.speedup(a_pass)) for a_pass in ("forward", "training")),
+        *(f"{line.saved[f'{provider}_act_pool_saved_bytes']:.3g}" for provider in ("torch", "fused")),
     ]
 
 
@@ -140,14 +156,28 @@ def reading(rows: Sequence[Row]) -> str:
     equal = [line for name in ("exact", "rounding", "values") for line in by_verdict[name]]
     if equal:
         said.append(
-            f"Where values are equal, pooling first saves {_savings(equal, 'forward')} forward and {_savings(equal, 'training')} in"
-            " training, with fastpool's pooling (median; least to most)."
+            f"Where values are equal, pooling first saves {_savings(equal, 'unfused')}, one step after the other; fused,"
+            f" {_savings(equal, 'fused')} (median; least to most)."
         )
     timed = [line for line in found if line.times]
     if timed:
+        said += [
+            f"Activate-then-pool, fused, is {_speedups(timed, 'forward', over)} as fast as {name}, {_speedups(timed, 'training', over)} in"
+            " training (geometric mean; least to most)."
+            for over, name in (
+                ("torch", "PyTorch"),
+                ("compile", "torch.compile"),
+                ("unfused", "fastpool's pooling after PyTorch's activation"),
+            )
+            if all(f"{over}_act_pool_forward_ms" in line.times for line in timed)
+        ]
+        least = min(timed, key=lambda line: line.saved["fused_act_pool_saved_bytes"])
+        bytes_of = lambda line: [line.saved[f"{provider}_act_pool_saved_bytes"] for provider in ("torch", "fused")]
+        theirs, ours = (statistics.mean(values) for values in zip(*map(bytes_of, timed), strict=True))
+        least = min(timed, key=lambda line: bytes_of(line)[::-1])
         said.append(
-            f"Activate-then-pool with fastpool's pooling is {_speedups(timed, 'forward')} as fast as with PyTorch's forward,"
-            f" {_speedups(timed, 'training')} in training (geometric mean; least to most)."
+            f"Saved for backward an output: {theirs:.3g} bytes by PyTorch, {ours:.3g} fused, on average;"
+            f" {least.pooling.replace('_', ' ')} with {least.activation} " + "{:.3g} and {:.3g}.".format(*bytes_of(least))
         )
     slower = [line for line in timed if min(line.speedup("forward"), line.speedup("training")) < SLOWER]
     if slower:
@@ -167,13 +197,14 @@ def _named(found: Iterable[Line]) -> str:
     return "; ".join(f"{', '.join(names)} with {with_}" for with_, names in poolings.items())
 
 
-def _savings(found: Iterable[Line], a_pass: str) -> str:
-    savings = [line.saving("fastpool", a_pass) for line in found]
-    return f"{statistics.median(savings):.0%} ({min(savings):.0%} to {max(savings):.0%})"
+def _savings(found: Sequence[Line], provider: str) -> str:
+    savings = {a_pass: [line.saving(provider, a_pass) for line in found] for a_pass in PASSES}
+    said = [f"{statistics.median(of):.0%} {a_pass} ({min(of):.0%} to {max(of):.0%})" for a_pass, of in savings.items()]
+    return " and ".join(said)
 
 
-def _speedups(found: Iterable[Line], a_pass: str) -> str:
-    speedups = [line.speedup(a_pass) for line in found]
+def _speedups(found: Iterable[Line], a_pass: str, over: str) -> str:
+    speedups = [line.speedup(a_pass, over) for line in found]
     return f"{_factor(statistics.geometric_mean(speedups))} ({_factor(min(speedups))} to {_factor(max(speedups))})"
 
 
