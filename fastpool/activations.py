@@ -97,6 +97,8 @@ def of(caller: str, module: Any) -> Applied | None:
 
     ValueError where it is one but cannot be had: RReLU in training; PReLU with a weight a channel, or one that is to get a gradient.
     """
+    if isinstance(module, Applied):
+        return module
     if isinstance(module, str):
         return named(caller, module)
     if type(module) not in MODULES:

@@ -38,6 +38,8 @@ def steps(caller: str, given: Any) -> tuple[Step, ...]:
     """
     if given is None:
         return ()
+    if isinstance(given, Applied):
+        return (given,)
     if isinstance(given, (tuple, list, nn.Sequential)):
         return tuple(step for part in given for step in steps(caller, part))
     learned = isinstance(given, nn.PReLU) and (given.weight.numel() > 1 or given.weight.requires_grad)

@@ -8,17 +8,13 @@ specialisation depends on sizes that only large tensors have, run the model itse
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -32,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import conversion, runtime, terminal, tiny
 from . import functional as F
+from .users_model import Factory, Place, Shapes, in_words, load
 
 MAPS = (112, 56, 28, 14, 7)
 """Length of every axis of a map: more than the nest of small maps takes; more than a register of any dtype; what that nest still copies for
@@ -138,72 +135,6 @@ def call(case: Case) -> None:
             (y[0] if isinstance(y, tuple) else y).sum().backward()
 
 
-class _Shapes(click.ParamType):  # type: ignore[type-arg]
-    """8x3x224x224, or several of a model with several inputs, by commas -> tuples of sizes."""
-
-    name = "SHAPE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[tuple[int, ...], ...]:
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*(,[1-9]\d*(x[1-9]\d*)*)*", value):
-            self.fail(f"{value!r} is no shape: sizes from 1 with x between them, as in 8x3x224x224", param, ctx)
-        return tuple(tuple(map(int, shape.split("x"))) for shape in value.split(","))
-
-
-class _Place(NamedTuple):
-    """A module of a Python file, or what makes one."""
-
-    file: Path
-    name: str
-
-
-class _Factory(click.ParamType):  # type: ignore[type-arg]
-    name = "FILE:FACTORY"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _Place:
-        file, _, name = value.rpartition(":")
-        if not file or not name.isidentifier():
-            self.fail(f"{value!r} names no model: a file, a colon, and a module, its class or a function, as in model.py:build", param, ctx)
-        if not Path(file).is_file():
-            self.fail(f"there is no file {file}", param, ctx)
-        return _Place(Path(file).absolute(), name)
-
-
-def _in_words(place: _Place, what: str, error: BaseException) -> click.ClickException:
-    """A sentence on an exception of the user's code, with the line of the user's file that led to it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(place.file)]
-    line = f", line {lines[-1]}" if lines else ""
-    if isinstance(error, SyntaxError) and error.filename == str(place.file):
-        line = f", line {error.lineno}"
-    return click.ClickException(f"{what} failed: {type(error).__name__}: {error} ({place.file.name}{line})")
-
-
-def _model(place: _Place) -> nn.Module:
-    """What the user's file makes: imported as ``python FILE`` would, but for its ``if __name__ == "__main__"``."""
-    # A name that shadows nothing: the file may be called types.py.
-    spec = importlib.util.spec_from_file_location("fastpool_warmup_model", place.file)
-    if spec is None or spec.loader is None:
-        raise click.ClickException(f"{place.file.name} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path[:0] = [str(place.file.parent), os.getcwd()]  # its own imports: files beside it, packages of where the user stands
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise _in_words(place, f"importing {place.file.name}", error) from error
-    made = getattr(module, place.name, None)
-    if made is None:
-        known = [name for name, value in vars(module).items() if not name.startswith("_") and getattr(value, "__module__", "") == spec.name]
-        raise click.ClickException(f"{place.file.name} has no {place.name}; it has {', '.join(known) or 'nothing of the kind'}")
-    if not isinstance(made, nn.Module) and callable(made):
-        try:
-            made = made()
-        except Exception as error:
-            raise _in_words(place, f"{place.name}()", error) from error
-    if not isinstance(made, nn.Module):
-        raise click.ClickException(f"{place.name} of {place.file.name} is of type {type(made).__name__}, not a torch.nn.Module")
-    return made
-
-
 @tiny.kernels_only()
 def _run_model(model: nn.Module, *, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, channels_last: bool, training: bool) -> None:
     """Once on zeros: what it pools, it compiles."""
@@ -246,8 +177,8 @@ def _warm_functions(todo: list[Case]) -> None:
             bar.advance()
 
 
-def _warm_model(place: _Place, console: Console, runs: Sequence[Callable[[nn.Module], None]]) -> None:
-    model = _model(place)
+def _warm_model(place: Place, console: Console, runs: Sequence[Callable[[nn.Module], None]]) -> None:
+    model = load(place)
     conversion_done = conversion.convert(model)
     layers = {name: module for name, module in model.named_modules() if type(module).__module__ == "fastpool.nn"}
     console.print(f"{place.name} has {len(layers)} pooling layers of fastpool, {len(conversion_done.swapped)} of them swapped for torch's.")
@@ -262,7 +193,7 @@ def _warm_model(place: _Place, console: Console, runs: Sequence[Callable[[nn.Mod
             try:
                 run(model)
             except Exception as error:
-                raise _in_words(place, f"running {place.name}", error) from error
+                raise in_words(place, f"running {place.name}", error) from error
 
 
 def _summary(seconds: float, before: tuple[int, int]) -> str:
@@ -276,8 +207,8 @@ def _summary(seconds: float, before: tuple[int, int]) -> str:
 
 @click.command()
 @click.option("--all", "thorough", is_flag=True, help="Every function, dtype and window that has a kernel of its own: hours.")
-@click.option("--model", "place", type=_Factory(), help="What this model pools: a module, its class or a function, of a Python file.")
-@click.option("--input", "inputs", type=_Shapes(), multiple=True, help="The model's input, as 8x3x224x224; several by commas; repeatable.")
+@click.option("--model", "place", type=Factory(), help="What this model pools: a module, its class or a function, of a Python file.")
+@click.option("--input", "inputs", type=Shapes(), multiple=True, help="The model's input, as 8x3x224x224; several by commas; repeatable.")
 @click.option("--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, help="Repeatable.  [default: float32; --all: all]")
 @click.option("--channels-last", is_flag=True, help="Run the model in channels_last.  [default: contiguous; without --model: both]")
 @click.option("--training", is_flag=True, help="Run the model forward and backward.  [default: forward alone; without --model: both]")
@@ -287,7 +218,7 @@ def _summary(seconds: float, before: tuple[int, int]) -> str:
 def warmup(
     context: click.Context,
     thorough: bool,
-    place: _Place | None,
+    place: Place | None,
     inputs: tuple[tuple[tuple[int, ...], ...], ...],
     dtypes: tuple[str, ...],
     channels_last: bool,
@@ -331,7 +262,7 @@ def warmup(
     context.exit(terminal.INTERRUPTED if interrupted else 0)
 
 
-def _check(thorough: bool, place: _Place | None, inputs: Any, channels_last: bool, training: bool, only: tuple[str, ...]) -> None:
+def _check(thorough: bool, place: Place | None, inputs: Any, channels_last: bool, training: bool, only: tuple[str, ...]) -> None:
     """Raise click.UsageError for options that do not go together, or a function that is none."""
     if place and not inputs:
         raise click.UsageError("--model needs --input: the shape of what the model takes, as in --input 8x3x224x224")
