@@ -369,7 +369,7 @@ def test_the_report():
 
 
 def test_what_is_no_model():
-    with pytest.raises(TypeError, match="^optimize: model must be a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"^optimize: model must be a torch\.nn\.Module, got str"):
         fastpool.optimize("model")
 
 
