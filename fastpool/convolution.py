@@ -7,16 +7,19 @@ once, as a ``Call``.  Kernels see five axes, (N, C, D, H, W), always.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from . import activations, backend, runtime
 from .activations import Applied
-from .window import LARGEST, WORDS, Ints, ints
+from .backend import Pooling
+from .window import LARGEST, WORDS, Ints, Window, ints
 
 _BACKENDS = {"cpu": "fastpool.kernels.cpu.convolution"}
+_POOLED = {"cpu": "fastpool.kernels.cpu.conv_pool"}
 
 
 @dataclass(frozen=True)
@@ -386,6 +389,32 @@ def forward(
     if asked is not None:
         kept.last = None if here.copies else Remembered(asked, weight, bias, _of(x), here, run, entry)
     return run(x.contiguous() if here.copies else x, entry.packed, here)
+
+
+def pooled(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    op: Convolution,
+    after: Applied | None,
+    scale: torch.Tensor | None,
+    pooling: Pooling,
+    kept: Kept | None = None,
+) -> torch.Tensor | None:
+    """``forward`` and a pooling of it in one launch, ``kept`` without a scale; None where the two are taken one by one."""
+    here = called(op, x, weight)
+    window, out = backend.outputs(pooling, here.out)
+    if here.empty or not isinstance(window, Window) or x.device.type not in _POOLED:
+        return None
+    kernels, activation = importlib.import_module(_POOLED[x.device.type]), after.activation if after else None
+    plan = kernels.planned(here.geometry, activation, pooling.kind, window.on_three_axes, pooling.include_pad, pooling.divisor)
+    if plan is None:
+        return None
+    name = backend.name_of(_computed(x.dtype))
+    run = _Run(plan, tuple(here.kernels.bits(value, name) for value in after.parameters) if after else ())
+    to = replace(here, out=out, out_strides=backend.dense_strides(out, op.rank, here.last))
+    ready = packed(plan, weight, bias, scale) if kept is None else kept.get(plan, weight, bias).packed
+    return run(x.contiguous() if here.copies else x, ready, to)
 
 
 def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call) -> torch.Tensor:

@@ -657,6 +657,75 @@ def _convolution(caller: str, rank: int) -> Function:
     return convolve
 
 
+_POOLS = ("max", "avg", "min")
+_ASKED = {name: _asking("conv_pool2d", 2, KINDS[name]) for name in _POOLS}
+
+
+def conv_pool2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    affine: tuple[torch.Tensor, torch.Tensor] | None = None,
+    activation: Any = None,
+    pool: str = "max",
+    kernel_size: Any,
+    pool_stride: Any = None,
+    pool_padding: Any = 0,
+) -> torch.Tensor:
+    """pool(activation(scale * conv2d(input) + shift)), the map between made and pooled in bands that stay in a cache.
+
+    Shapes: input, weight, bias and ``affine`` = (scale, shift) as conv2d's; ``kernel_size``, ``pool_stride`` (default: that) and
+    ``pool_padding`` as max_pool2d's.  ``pool``: "max", "avg" (padding counts, as avg_pool2d's) or "min".  ``activation``: the name of an
+    elementwise activation of torch.nn's, or the module.
+    Dtypes, layouts and errors: as conv2d's and max_pool2d's; ValueError for another ``pool``.
+
+    Where a gradient will be asked for, under torch.compile, and for depthwise convolutions, the convolution and the pooling (with the
+    activation in it) are taken one by one: gradients of any order, and what they save.  Not in torch.
+    """
+    return conv_pooled(
+        input, weight, bias, (stride, padding, dilation, groups), affine, activation, (pool, kernel_size, pool_stride, pool_padding)
+    )
+
+
+__all__.append("conv_pool2d")
+
+
+def conv_pooled(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: tuple[Any, Any, Any, Any],
+    affine: Any,
+    activation: Any,
+    window: tuple[str, Any, Any, Any],
+    kept: convolution.Kept | None = None,
+) -> torch.Tensor:
+    """``conv_pool2d``; ``kept``: packed weights, for a call without ``affine``."""
+    caller = "conv_pool2d"
+    name, kernel_size, step, pad = window
+    if name not in _ASKED:
+        raise ValueError(f"{caller}: pool must be one of {', '.join(_POOLS)}, got {name!r}")
+    op, pooling = convolution.request(caller, 2, *geometry), _ASKED[name](kernel_size, step, pad, 1, False)
+    given = [t for t in (input, weight, bias, *(affine if isinstance(affine, tuple) else ())) if t is not None]
+    plain = all(map(_is_simple, given)) and not _is_autocast("cpu")
+    if not plain or (_is_grad_enabled() and any(t.requires_grad for t in given)):
+        return _pooled(convolved(input, weight, bias, op, affine), pooling, before=activation)
+    _check_alike(caller, given, weight, bias)
+    scale, shift = _checked_affine(caller, weight, affine)
+    whole = bias
+    if scale is not None:
+        whole = shift if bias is None else torch.addcmul(shift, bias, scale)
+    y = convolution.pooled(
+        input, weight, whole, op, convolution.epilogue(caller, activation), scale, pooling, None if scale is not None else kept
+    )
+    return _pooled(convolved(input, weight, bias, op, affine, activation, kept), pooling) if y is None else y
+
+
 def remembered(
     kept: convolution.Kept, asked: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor | None:

@@ -23,6 +23,7 @@ from torch import fx, nn
 from . import activations, conversion, functional, fusion
 from . import nn as fast
 from .activations import Applied
+from .convolution import Kept
 from .laws import commutes
 from .measuring import medians
 from .report import Report, Row
@@ -349,7 +350,34 @@ def _in_convolution(parts: Sequence[_Part]) -> Any:
     return run
 
 
-_FORMS = {"as it stood": _as_it_stood, "pooling": _in_pooling, "convolution": _in_convolution}
+def _in_one_launch(parts: Sequence[_Part]) -> Any:
+    """Batch-norm, activation and pooling in the convolution: the map between is never whole."""
+    by_role, before, _ = _split(parts)
+    conv, norm, pool, kept = by_role["conv"].module, by_role.get("norm"), by_role["pool"].module, Kept()
+    window = ("max" if isinstance(pool, nn.MaxPool2d) else "avg", pool.kernel_size, pool.stride, pool.padding)
+
+    def run(chain: _Chain, x: Tensor) -> Any:
+        if norm and _needs_steps(x, conv, norm.module):
+            return stepwise(chain.parts, x)
+        weight, bias = chain.folded(conv, norm.module) if norm else (conv.weight, conv.bias)
+        geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+        return functional.conv_pooled(x, weight, bias, geometry, None, before[0] if before else None, window, kept)
+
+    return run
+
+
+def _is_one_launch(parts: Sequence[_Part]) -> bool:
+    """Whether conv_pool2d has the convolution and the pooling, and nothing is left over."""
+    by_role, before, after = _split(parts)
+    conv, pool = (by_role[role].module if role in by_role else None for role in ("conv", "pool"))
+    if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros" or len(before) > 1 or after:
+        return False
+    if isinstance(pool, nn.MaxPool2d):
+        return pool.dilation in (1, (1, 1)) and not pool.ceil_mode
+    return isinstance(pool, nn.AvgPool2d) and pool.count_include_pad and pool.divisor_override is None and not pool.ceil_mode
+
+
+_FORMS = {"as it stood": _as_it_stood, "pooling": _in_pooling, "convolution": _in_convolution, "one launch": _in_one_launch}
 
 
 def forms(parts: Sequence[_Part], measured: bool) -> list[str]:
@@ -360,6 +388,8 @@ def forms(parts: Sequence[_Part], measured: bool) -> list[str]:
         found.append("pooling")
     if measured and "conv" in roles and _can_follow(parts):
         found.append("convolution")
+        if _is_one_launch(parts):
+            found.append("one launch")
     return found
 
 
@@ -380,22 +410,20 @@ def described(parts: Sequence[_Part], form: str) -> str:
     roles = {part.role: part.shown for part in parts}
     at = [part.role for part in parts].index("pool") if "pool" in roles else len(parts)
     before, after = ([part.shown for part in side if part.role == "act"] for side in (parts[:at], parts[at + 1 :]))
-    pool = roles.get("pool", "")
-    in_conv = (
-        ["fastpool " + roles["conv"], roles.get("norm", ""), *before]
-        if form == "convolution"
-        else [roles.get("conv", ""), roles.get("norm", "")]
-    )
-    if form == "pooling" and not roles.get("conv") and roles.get("norm"):
-        before, in_conv = [roles["norm"], *before], []
-    said = [" + ".join(filter(None, in_conv))]
-    if pool:
-        inside = [] if form == "convolution" else [f"before={' + '.join(before)}"] if before else []
-        inside += [f"after={' + '.join(after)}"] if after else []
-        said.append(f"fastpool {pool}" + (f"({', '.join(inside)})" if inside else ""))
-    elif form == "pooling":
-        said += before
-    return ", ".join(filter(None, said))
+    conv, norm, pool = (roles.get(role, "") for role in ("conv", "norm", "pool"))
+    if form == "one launch":
+        return " + ".join(filter(None, ["fastpool " + conv, norm, *before, pool]))
+    if form == "convolution":
+        first, before = ["fastpool " + conv, norm, *before], []
+    elif conv or not pool:
+        first = [conv, norm]
+    else:
+        first, before = [], [*filter(None, [norm]), *before]
+    said = [" + ".join(filter(None, first))]
+    if not pool:
+        return ", ".join(filter(None, [*said, *before]))
+    inside = [f"{name}={' + '.join(shown)}" for name, shown in (("before", before), ("after", after)) if shown]
+    return ", ".join(filter(None, [*said, f"fastpool {pool}" + (f"({', '.join(inside)})" if inside else "")]))
 
 
 def law_of(parts: Sequence[_Part]) -> str:
@@ -679,7 +707,9 @@ def _moved(parts: Sequence[_Part], form: str, x: Tensor) -> int:
     with torch.no_grad():
         for one, other in pairwise(parts):
             x = one.call(x.clone() if one.in_place else x)
-            if form == "convolution":
+            if form == "one launch":
+                joined = True
+            elif form == "convolution":
                 joined = other.role in ("norm", "act")
             else:
                 joined = (one.role, other.role) == ("conv", "norm") or (pools and one.role != "conv")

@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
 def functions() -> list[str]:
     """The names of fastpool's pooling functions."""
-    return sorted(name for name in {*F.__all__, *dir(F)} if re.fullmatch(r"[a-z]\w*pool\dd", name))
+    return sorted(name for name in {*F.__all__, *dir(F)} if re.fullmatch(r"[a-z]\w*pool\dd", name) and not name.startswith("conv_"))
 
 
 def _arguments(parameters: Iterable[str], thorough: bool) -> Iterator[dict[str, Any]]:

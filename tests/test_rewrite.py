@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as T
 from click.testing import CliRunner
 from fastpool.bench import models
+from fastpool.kernels.cpu import conv_pool
 from torch import nn
 
 import fastpool
@@ -92,12 +93,20 @@ def test_a_folded_batch_norm():
     torch.testing.assert_close(model(x), found(x))
 
 
-def test_in_the_convolution():
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("convolution", "fastpool Conv2d + BatchNorm2d + ReLU, fastpool MaxPool2d"),
+        ("one launch", "fastpool Conv2d + BatchNorm2d + ReLU + MaxPool2d"),
+    ],
+)
+def test_in_the_convolution(monkeypatch, form, shown):
+    monkeypatch.setattr(conv_pool, "LEAST", 0)
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval(), map_of(2, 3, 12, 12)
     parts = next(rewrite.chains(rewrite._Tracer().trace(model), dict(model.named_modules()))).parts
-    assert rewrite.forms(parts, True) == ["pooling", "convolution"]
-    chain = rewrite._Chain(parts, "convolution")
-    assert "fastpool Conv2d + BatchNorm2d + ReLU, fastpool MaxPool2d" in repr(chain)
+    assert rewrite.forms(parts, True) == ["pooling", "convolution", "one launch"]
+    chain = rewrite._Chain(parts, form)
+    assert shown in repr(chain)
     for _ in range(2):  # packed weights are kept
         with torch.no_grad():
             torch.testing.assert_close(chain(x), model(x), rtol=1e-5, atol=1e-5)

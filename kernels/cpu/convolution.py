@@ -167,6 +167,10 @@ class _Part:
         plan = Plan(self.packing(bias != 0, scale != 0), self.blocks, self.pack_sizes, True)
         plan.run((packed, weight, bias, scale), threads)
 
+    @functools.cached_property
+    def plan(self):
+        return Plan(self.nest(*self.constants), self.jobs, self.sizes, True)
+
     def run(self, x, packed, y, panels, threads, *more):
         plan = self.plan
         plan.run((x, packed, y + self.start, panels, share(plan.jobs, threads)[1]), threads, *more)
@@ -192,15 +196,16 @@ class _Banded(_Part):
         self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, steps, problem.weight_taps)]
         *tables, picks = (t.ctypes.data for t in self.tables)
         counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps, together
-        jobs = layout.bands * problem.groups * -(-blocks // per)
-        self.plan = Plan(nest(problem.dtype, *constants), jobs, (*tables, *counts, *layout.sizes), True)
+        self.rows, self.jobs_a_band = layout.rows, problem.groups * -(-blocks // per)
+        self.nest, self.constants, self.sizes = nest, (problem.dtype, *constants), (*tables, *counts, *layout.sizes)
+        self.jobs = layout.bands * self.jobs_a_band
         self.packing = functools.partial(weights.pack, problem.dtype, lanes_for(problem.dtype, block), block)
         self.blocks = problem.groups * blocks
         self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, *problem.weight_steps
 
 
-def _part(problem, after):
-    """The nest of least cost, by blocking.py's model."""
+def _part(problem, after, most=None):
+    """The nest of least cost, by blocking.py's model.  ``most``: rows of one map that a band may have."""
     if problem.groups > 1 and problem.inputs == problem.outputs == 1:
         if problem.channels_last:
             return _Depthwise(problem, after)
@@ -216,8 +221,8 @@ def _part(problem, after):
     if not problem.channels_last and width.step <= PHASES:
         other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, steps, taps > 1)
         if other < cost:
-            return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat)
-    return _with_channel_lanes(problem, after, tile, lanes, flat)
+            return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat, most)
+    return _with_channel_lanes(problem, after, tile, lanes, flat, most)
 
 
 class _Depthwise(_Part):
@@ -241,7 +246,8 @@ class _Depthwise(_Part):
         addresses = inside.ctypes.data, tables.ctypes.data
         sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
         pixels = blocking.pixels_together(right - left)
-        self.plan = Plan(depthwise.forward(dtype, lanes, pixels, KW, after), problem.images * counts[0] * counts[1], sizes, True)
+        self.nest, self.constants, self.sizes = depthwise.forward, (dtype, lanes, pixels, KW, after), sizes
+        self.jobs = problem.images * counts[0] * counts[1]
         self.packing = functools.partial(weights.pack, dtype, lanes, lanes)
         self.blocks = blocks
         self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
@@ -274,10 +280,10 @@ def _depthwise_planes(problem, after):
     return _Banded(problem, layout, depthwise.forward_planes, constants, 1)
 
 
-def _with_channel_lanes(problem, after, tile, lanes, flat):
+def _with_channel_lanes(problem, after, tile, lanes, flat, most=None):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
     pitch = blocking.pitch(problem.inputs, itemsize(real)) if last else 0
-    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat, pitch=pitch)
+    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat, pitch=pitch, most=most)
     step = (1 if flat else problem.axes[2].step) * (pitch or 1)
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
     small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
@@ -288,12 +294,12 @@ def _with_channel_lanes(problem, after, tile, lanes, flat):
     return _Banded(problem, layout, channel_lanes.forward, constants, block, ahead=functools.partial(layout.asked, step, in_place))
 
 
-def _with_pixel_lanes(problem, after, tile, lanes, flat):
+def _with_pixel_lanes(problem, after, tile, lanes, flat, most=None):
     block, width = tile.channels, problem.axes[2]
     stride = 1 if flat else width.step
     single = blocking.chain(problem.inputs, len(problem.weight_taps)) >= problem.inputs
     turns = 1 if single and not flat else blocking.TURNS
-    layout = Layout(problem, block * turns, 1, tile.cols * lanes, lanes, flat, stride)
+    layout = Layout(problem, block * turns, 1, tile.cols * lanes, lanes, flat, stride, most=most)
     real, xc = number(problem.dtype), problem.x_strides[1]
     fits = layout.columns >= tile.cols * lanes and blocking.stays(problem.inputs, xc * itemsize(real), tile.cols + 1)
     in_place = flat and fits and real == problem.dtype
@@ -306,7 +312,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat):
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False, pitch=0):
+    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False, pitch=0, most=None):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
@@ -337,6 +343,9 @@ class Layout:
         bands = blocking.bands(
             rowstep * size * max(1, len(planes)), extra, height.outputs, maps, pieces, blocks, blocking.NEAREST if alone else None
         )
+        if most:
+            bands = blocking.Bands(min(most, bands.rows), 1)
+        self.rows = bands.rows
         RQ, along = bands.rows + extra, -(-height.outputs // bands.rows)
 
         def column(offset):
