@@ -17,6 +17,7 @@ from fastpool import terminal
 
 from . import (
     bar,
+    blocks,
     commute,
     conv,
     conv_bars,
@@ -215,6 +216,51 @@ def pool_command(
         console.print(pool_report.reading(rows), highlight=False, markup=False)
         console.print(f"\n{bar.summary(pool_bars.bars(rows))}", highlight=False, markup=False)
     _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
+
+
+@bench.command("block")
+@_JSON
+@_RESUME
+@_THREADS
+@click.option("--network", "networks", type=click.Choice(blocks.NETWORKS), multiple=True, help="Only its blocks; repeatable.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Images a batch; repeatable.  [default: 1 and 8]")
+@_LAYOUT
+@click.option("--peer", "peers", type=click.Choice(blocks.PEERS), multiple=True, help="Only beside this one; repeatable.")
+@click.pass_context
+def block_command(
+    context: click.Context,
+    path: Path | None,
+    resume: bool,
+    threads: tuple[int, ...],
+    networks: tuple[str, ...],
+    batches: tuple[int, ...],
+    layouts: tuple[str, ...],
+    peers: tuple[str, ...],
+) -> None:
+    """Convolution, ReLU and max pooling in a row: in one launch or two, and beside PyTorch, ONNX Runtime and OpenVINO?
+
+    The layers of CIFAR10Net, AlexNet and VGG-16 that a pooling follows, forward, float32. Weights are packed ahead but by PyTorch;
+    ONNX Runtime and OpenVINO lay maps out as they like.
+
+    Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
+    """
+    todo = blocks.cases(networks or blocks.NETWORKS, batches or blocks.BATCHES, layouts or tuple(LAYOUTS), threads or (1, 2))
+    console, where = terminal.console(110), machine()
+    path = _path(path, "block", where)
+    kept, left = _resumed(path, where, blocks.key, todo) if resume else ([], todo)
+    wanted = peers or blocks.PEERS
+    absent = libraries.missing(wanted)
+    present = [name for name in wanted if name not in absent]
+    with _threads_kept():
+        _introduce(console, where, _malloc(keep_pages()), absent, kept, left, todo)
+        found, interrupted = _measured(left, lambda case: {**where, **blocks.row(case, present, blocks.BUDGET)}, str, path, kept)
+    rows = [*kept, *found]
+    if rows:
+        console.print(blocks.table(rows))
+        console.print(blocks.reading(rows), highlight=False, markup=False)
+    if interrupted:
+        context.exit(terminal.INTERRUPTED)
+    context.exit(0 if all(row["correct"] for row in rows) else 1)
 
 
 @bench.command("conv")

@@ -40,13 +40,21 @@ def onnx_model(
     operator: str, attributes: Mapping[str, Any], x: Sequence[int], y: Sequence[int], constants: Mapping[str, torch.Tensor] | None = None
 ) -> bytes:
     """A model of one float32 node, x -> y of these shapes, with constants as its further inputs."""
+    return onnx_chain([(operator, attributes, constants or {})], x, y)
+
+
+def onnx_chain(nodes: Sequence[tuple[str, Mapping[str, Any], Mapping[str, torch.Tensor]]], x: Sequence[int], y: Sequence[int]) -> bytes:
+    """A model of nodes, each (operator, attributes, constants) of what the one before it gives."""
     from onnx import TensorProto, helper, numpy_helper
 
-    constants = constants or {}
-    node = helper.make_node(operator, ["x", *constants], ["y"], **attributes)
+    names = ["x", *(f"x{i}" for i in range(1, len(nodes))), "y"]
+    made = [
+        helper.make_node(operator, [names[i], *constants], [names[i + 1]], **attributes)
+        for i, (operator, attributes, constants) in enumerate(nodes)
+    ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in (("x", x), ("y", y))]
-    held = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in constants.items()]
-    graph = helper.make_graph([node], "layer", ends[:1], ends[1:], held)
+    held = [numpy_helper.from_array(t.numpy(), name) for _, _, constants in nodes for name, t in constants.items()]
+    graph = helper.make_graph(made, "layer", ends[:1], ends[1:], held)
     # Opset 18 and IR 9 are what every release since 2023 reads; onnx alone would write its newest.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return model.SerializeToString()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -115,6 +115,9 @@ class Call:
     out_strides: Ints
     geometry: Any
     kernels: Any
+    device: str
+    poolings: dict[Any, Any] = field(default_factory=dict)
+    """What ``pooling_plan`` has found."""
 
     @functools.cached_property
     def dense(self) -> Ints:
@@ -206,7 +209,9 @@ def call(op: Convolution, shape: Ints, strides: Ints, weight: Ints, weight_strid
         out=_on_three_axes(out, 1),
     )
     out_strides = backend.dense_strides(full, rank, bool(last))
-    return Call(op, shape, weight, tuple(weight_strides), tuple(strides), copies, bool(last), full, out_strides, geometry, kernels)
+    return Call(
+        op, shape, weight, tuple(weight_strides), tuple(strides), copies, bool(last), full, out_strides, geometry, kernels, device.type
+    )
 
 
 def called(op: Convolution, x: torch.Tensor, weight: torch.Tensor) -> Call:
@@ -391,6 +396,20 @@ def forward(
     return run(x.contiguous() if here.copies else x, entry.packed, here)
 
 
+def pooling_plan(here: Call, after: Applied | None, pooling: Pooling) -> tuple[Any, Ints]:
+    """The one launch of a convolution and a pooling of it, or None; and the result's shape."""
+    key = after and after.activation, pooling
+    found = here.poolings.get(key)
+    if found is None:
+        window, out = backend.outputs(pooling, here.out)
+        plan = None
+        if not here.empty and isinstance(window, Window) and here.device in _POOLED:
+            kernels = importlib.import_module(_POOLED[here.device])
+            plan = kernels.planned(here.geometry, key[0], pooling.kind, window.on_three_axes, pooling.include_pad, pooling.divisor)
+        found = here.poolings[key] = plan, out
+    return found
+
+
 def pooled(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -403,11 +422,7 @@ def pooled(
 ) -> torch.Tensor | None:
     """``forward`` and a pooling of it in one launch, ``kept`` without a scale; None where the two are taken one by one."""
     here = called(op, x, weight)
-    window, out = backend.outputs(pooling, here.out)
-    if here.empty or not isinstance(window, Window) or x.device.type not in _POOLED:
-        return None
-    kernels, activation = importlib.import_module(_POOLED[x.device.type]), after.activation if after else None
-    plan = kernels.planned(here.geometry, activation, pooling.kind, window.on_three_axes, pooling.include_pad, pooling.divisor)
+    plan, out = pooling_plan(here, after, pooling)
     if plan is None:
         return None
     name = backend.name_of(_computed(x.dtype))

@@ -717,13 +717,11 @@ def conv_pooled(
         return _pooled(convolved(input, weight, bias, op, affine), pooling, before=activation)
     _check_alike(caller, given, weight, bias)
     scale, shift = _checked_affine(caller, weight, affine)
-    whole = bias
     if scale is not None:
-        whole = shift if bias is None else torch.addcmul(shift, bias, scale)
-    y = convolution.pooled(
-        input, weight, whole, op, convolution.epilogue(caller, activation), scale, pooling, None if scale is not None else kept
-    )
-    return _pooled(convolved(input, weight, bias, op, affine, activation, kept), pooling) if y is None else y
+        bias, kept = shift if bias is None else torch.addcmul(shift, bias, scale), None
+    after = convolution.epilogue(caller, activation)
+    y = convolution.pooled(input, weight, bias, op, after, scale, pooling, kept)
+    return _pooled(convolution.forward(input, weight, bias, op, after, scale, kept), pooling) if y is None else y
 
 
 def remembered(

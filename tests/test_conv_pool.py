@@ -18,7 +18,7 @@ def in_one(monkeypatch):
     """Maps of any size are pooled in bands, of few rows; the calls that were."""
     monkeypatch.setattr(conv_pool, "LEAST", 0)
     monkeypatch.setattr(blocking, "l2_bytes", lambda: 1 << 16)
-    conv_pool._planned.cache_clear()
+    conv_pool._planned.cache_clear(), convolution.call.cache_clear()
     plain, found = convolution.pooled, []
 
     def pooled(*args, **more):
@@ -28,7 +28,7 @@ def in_one(monkeypatch):
 
     monkeypatch.setattr(convolution, "pooled", pooled)
     yield found
-    conv_pool._planned.cache_clear()
+    conv_pool._planned.cache_clear(), convolution.call.cache_clear()
 
 
 def tensors(shape, weight, dtype=torch.float32, layout="contiguous", bias=True):

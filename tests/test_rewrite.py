@@ -14,7 +14,7 @@ from torch import nn
 import fastpool
 import fastpool.functional as F
 import fastpool.nn as fast
-from fastpool import rewrite
+from fastpool import convolution, rewrite
 from fastpool.optimizing import optimize as command
 
 
@@ -102,6 +102,7 @@ def test_a_folded_batch_norm():
 )
 def test_in_the_convolution(monkeypatch, form, shown):
     monkeypatch.setattr(conv_pool, "LEAST", 0)
+    convolution.call.cache_clear()
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval(), map_of(2, 3, 12, 12)
     parts = next(rewrite.chains(rewrite._Tracer().trace(model), dict(model.named_modules()))).parts
     assert rewrite.forms(parts, True) == ["pooling", "convolution", "one launch"]
