@@ -224,7 +224,12 @@ def test_every_function_is_in_the_list():
         if kind.face and kind.name not in ("max", "min", "l2")
         for whole in ("", "global_")
     }  # tests/test_faces.py
-    elsewhere = {"max_unpool2d", "conv2d", "conv_transpose2d"}  # tests/test_unpool.py, tests/test_conv_errors.py
+    elsewhere = {
+        "max_unpool2d",
+        "conv2d",
+        "conv_transpose2d",
+        "conv_pool2d",
+    }  # tests/test_unpool.py, test_conv_errors.py, test_conv_pool.py
     assert {function.__name__ for function in POOLS} == {name for name in F.__all__ if name.endswith("2d")} - faced - elsewhere
 
 
