@@ -5,18 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 LEAST, SAMPLE = 5, 2e-4
 """Rounds at least; seconds that the calls of one sample take at least."""
 
 
-def medians(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+def medians(calls: Mapping[Name, Callable[[], object]], seconds: float) -> dict[Name, float]:
     """Median ms of each, after a call that may compile; in turns, so that a disturbance hits all alike, for about ``seconds``."""
     repeats = {}
     for name, call in calls.items():
         call()
         repeats[name] = max(1, int(SAMPLE / max(_once(call, 1), 1e-9)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
     end = perf_counter() + seconds
     while len(next(iter(samples.values()))) < LEAST or perf_counter() < end:
         for name, call in calls.items():

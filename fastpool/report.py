@@ -21,9 +21,8 @@ class Row:
     """Its last layer's name."""
     stood: str
     """The layers that stood there, in their order."""
-    stands: str
-    """What stands there now."""
-    changed: bool
+    stands: str = ""
+    """What stands there now; "" where it was left alone."""
     law: str = "-"
     """The class of the law (fastpool.laws.KINDS) of its activation and pooling."""
     why: str = ""
@@ -33,6 +32,10 @@ class Row:
     """Of the quickest new form; median, of what arrived from the example."""
     bytes_saved: int | None = None
     """Of maps that are no longer written and read again."""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.stands)
 
 
 @dataclass
@@ -51,20 +54,26 @@ class Report:
     """Largest differences of the new and of the original from float64: of outputs, and in training of gradients."""
 
     @property
+    def changed(self) -> list[Row]:
+        return [row for row in self.rows if row.changed]
+
+    @property
     def speedup(self) -> float | None:
         """The original's time over the new one's."""
         return self.before_ms / self.after_ms if self.before_ms and self.after_ms else None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps({**asdict(self), "speedup": self.speedup}, indent=2)
 
     def __str__(self) -> str:
         text = io.StringIO()
         console = Console(file=text, width=WIDTH, highlight=False)
         if self.rows:
             console.print(self._table())
-        done = sum(row.changed for row in self.rows)
+        done = len(self.changed)
         console.print(f"{done} of {len(self.rows)} sites rewritten, for {'training' if self.training else 'evaluation'}.", markup=False)
+        if any(row.law == "never" for row in self.changed):
+            console.print('Law "never": the two may not change places; the activation is evaluated as the pooling reads.', markup=False)
         if self.before_ms is not None and self.after_ms is not None:
             console.print(
                 f"The whole: {_ms(self.before_ms)} ms before, {_ms(self.after_ms)} after, {self.speedup:.2f}x as fast.", markup=False
