@@ -52,7 +52,7 @@ _POOLED: dict[Any, str] = {
     getattr(home, name): name
     for home in (nn.functional, torch, functional)
     for name in functional.__all__
-    if "pool" in name and "unpool" not in name and hasattr(home, name)
+    if "pool" in name and not name.startswith(("conv_", "max_unpool")) and hasattr(home, name)
 }
 
 
