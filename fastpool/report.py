@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict, dataclass, field
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 WIDTH = 110
 
@@ -66,6 +63,8 @@ class Report:
         return json.dumps({**asdict(self), "speedup": self.speedup}, indent=2)
 
     def __str__(self) -> str:
+        from rich.console import Console  # 0.1 s that a program without a report need not wait
+
         text = io.StringIO()
         console = Console(file=text, width=WIDTH, highlight=False)
         if self.rows:
@@ -84,7 +83,10 @@ class Report:
             console.print(f"{note[:1].upper()}{note[1:]}.", markup=False)
         return text.getvalue().rstrip()
 
-    def _table(self) -> Table:
+    def _table(self) -> Any:
+        from rich import box
+        from rich.table import Table
+
         made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for header in ("site", "what stood there", "what stands there, or why it was left", "law"):
             made.add_column(header, overflow="fold")
