@@ -13,7 +13,7 @@ from fastpool import commutes
 from . import check, measure
 from .cases import ACTIVATIONS, Site
 from .check import Result, WrongResultError
-from .peers import FASTPOOL, LAYERS, TORCH
+from .peers import FASTPOOL, TORCH
 from .photograph import feature_maps
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -83,7 +83,7 @@ def row(pair: Pair, batch: int, budget: float, providers: Iterable[str] = PROVID
 @functools.cache
 def _law(pooling: str, activation: str) -> str:
     """The class of the law for the two, one of fastpool.laws.KINDS."""
-    return commutes(activation, LAYERS[pooling]).kind
+    return commutes(activation, f"{pooling}_pool2d").kind
 
 
 def _layer(pair: Pair, provider: str, order: str, generator: torch.Generator | None = None) -> Layer:

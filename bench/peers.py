@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 import fastpool.functional as fp
-import fastpool.nn as layers
 
 from .cases import Window
 
@@ -64,14 +63,3 @@ FASTPOOL: dict[str, Pool] = {
     "global_max": lambda x, *_, **beside: fp.global_max_pool2d(x, **beside),
     "global_avg": lambda x, *_, **beside: fp.global_avg_pool2d(x, **beside),
 }
-
-LAYERS: dict[str, torch.nn.Module] = {
-    "max": layers.MaxPool2d(2),
-    "avg": layers.AvgPool2d(2),
-    "min": layers.MinPool2d(2),
-    "l2": layers.L2Pool2d(2),
-    "stochastic": layers.StochasticPool2d(2),
-    "global_max": layers.GlobalMaxPool2d(),
-    "global_avg": layers.GlobalAvgPool2d(),
-}
-"""For the laws, which do not depend on the window."""

@@ -26,8 +26,8 @@ class SelectingPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, op: Pooling, seed: int, kept: list[Any] | None) -> torch.Tensor:
         y, taps, call = backend.forward(x, op, True, seed)
-        ctx.call, ctx.slope = call, op.slope
-        ctx.save_for_backward(taps, y if op.slope else None)
+        ctx.op, ctx.call = op, call
+        ctx.save_for_backward(taps, y if op.kind.tells else None)
         if kept is not None:
             kept += taps, call
         return y
@@ -36,7 +36,9 @@ class SelectingPool(torch.autograd.Function):
     def backward(ctx: Any, gy: torch.Tensor) -> Any:
         taps, y = ctx.saved_tensors
         if y is not None:
-            gy = sloped(gy, y, ctx.slope, True)
+            # Its parameters are the last.
+            tells, p = ctx.op.kind.tells, ctx.op.parameters
+            gy = sloped(gy, y, Applied(tells, p[len(p) - len(tells.defaults) :]), True)
         if torch.is_grad_enabled():
             return SelectingPoolBackward.apply(gy, taps, ctx.call), None, None, None
         return backend.backward(gy, None, None, taps, ctx.call), None, None, None

@@ -55,8 +55,8 @@ class Pooling:
         # None for torch.compile, which would trace the making of what it does not use.
         self.equal = None if torch.compiler.is_dynamo_compiling() else tiny.equal(kind.name, rank, window, include_pad, divisor)
         """torch's operator, for tiny maps, if there is one."""
-        self.slope: Any = None
-        """The activation (``Applied``) in the kind, whose slope its gradient takes from y."""
+        self.root = self
+        """That of which it is another ``at``."""
 
     @functools.cached_property
     def call(self) -> Callable[[Ints, Ints, torch.dtype, torch.device, bool], Call]:
@@ -65,8 +65,10 @@ class Pooling:
 
     def at(self, parameters: tuple[float, ...]) -> Pooling:
         """The same with other parameters, on which no ``Call`` depends."""
+        if parameters == self.parameters:
+            return self
         other = Pooling(self.caller, self.kind, self.rank, self.window, parameters, self.include_pad, self.divisor)
-        other.slope = self.slope
+        other.root = self.root
         if not torch.compiler.is_dynamo_compiling():
             vars(other)["call"] = self.call
         return other
@@ -78,11 +80,15 @@ class Pooling:
 
         return self.kind.dtypes if self.kind.selects or isinstance(self.window, Window) else FLOATS
 
+    def of(self, kind: Selecting | Summing) -> Pooling:
+        """The same windows of another kind, apart from its parameters."""
+        return self if kind is self.kind else Pooling(self.caller, kind, self.rank, self.window, (), self.include_pad, self.divisor)
+
     @functools.cached_property
     def slopes(self) -> dict[str, Pooling]:
         """Parameter -> the pooling that gives it its gradient."""
         kinds = getattr(self.kind, "slopes", {})
-        return {p: Pooling(self.caller, k, self.rank, self.window, (), self.include_pad, self.divisor) for p, k in kinds.items()}
+        return {p: self.of(k) for p, k in kinds.items()}
 
 
 class Layout(NamedTuple):

@@ -18,14 +18,14 @@ once.
 Errors: TypeError for what is no int, tensor or bool; RuntimeError for sizes that cannot work (with the sizes in the message);
 NotImplementedError for a dtype or device without kernels; always before anything is computed.
 
-Every pooling takes, by keyword, ``before=f`` for pool(f(x)), ``after=f`` for f(pool(x)), each the name of an activation ("relu", "gelu",
-...), a module of torch.nn's (with its parameters; a PReLU's weight gets its gradient), a dropout, a batch-norm (folded in
-evaluation), or several in a tuple; and
-``affine=(scale, shift)``, each (C,), for scale * x + shift before all that, as a folded batch-norm.  One pass over memory, but where
-neither a law (``fastpool.commutes``) nor the arithmetic allows it; then f is torch's, or fastpool's own pass.  Results are those of the
-steps one after the other, but for rounding.  Of elements that f makes equal the largest, not the first, gets the gradient (the smallest,
-where f falls), except with ``return_indices``.  Saved for backward by max and min: one byte an output where f' is 0 or 1 (ReLU); with the
-output where that tells f' (LeakyReLU, sigmoid, tanh); else with the element chosen (GELU, SiLU).
+Every pooling takes, by keyword, ``before=f`` for pool(f(x)) and ``after=f`` for f(pool(x)): the name of an activation ("relu", ...), a
+module of torch.nn's (with its parameters; a PReLU's weight gets its gradient), a dropout, a batch-norm (folded in evaluation), or several
+in a tuple; and ``affine=(scale, shift)``, each (C,), for scale * x + shift before all that, as a folded batch-norm.  One pass over memory
+where a law (``fastpool.commutes``) or the arithmetic allows it; else f has a pass of its own before the pooling, and where a gradient needs
+the element chosen, one over the outputs.  Results are those of the steps one after the other, but for rounding.  Of elements that f makes
+equal the largest, not the first, gets the gradient (the smallest, where f falls), except with ``return_indices``.  Saved for backward by
+max and min: one byte an output where f' is 0 or 1 (ReLU); with the output where that tells f' (LeakyReLU, sigmoid, tanh); else with the
+element chosen (GELU, SiLU).
 
 Gradients of any order; backward is deterministic.  Under torch.no_grad(), or where the input needs no gradient, nothing is saved.
 
@@ -48,6 +48,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import activations, backend, convolution, fusion, library, tiny
+from .activations import Applied
 from .autograd import Convolve, ConvolveInput, run_selecting, run_summing, run_unpool
 from .backend import Pooling
 from .kernels.pool import KINDS
@@ -140,9 +141,9 @@ def _fused(
 ) -> torch.Tensor:
     """``_pooled`` with what stands before and after it."""
     _check_tensor(op.caller, x)
-    check_shape(op.caller, op.rank, x.shape)
     if affine is not None:
-        fusion.check_affine(op.caller, x, op.rank, affine)
+        check_shape(op.caller, op.rank, x.shape)
+        fusion.check_affine(op.caller, affine, x.shape[-op.rank - 1])
     alone = _has_no_memory(x) or _transforms() or forward_ad._current_level >= 0 or p is not None
     if not alone:
         x = backend.materialised(x)
@@ -680,8 +681,8 @@ def conv_pool2d(
     """pool(activation(scale * conv2d(input) + shift)), the map between made and pooled in bands that stay in a cache.
 
     Shapes: input, weight, bias and ``affine`` = (scale, shift) as conv2d's; ``kernel_size``, ``pool_stride`` (default: that) and
-    ``pool_padding`` as max_pool2d's.  ``pool``: "max", "avg" (padding counts, as avg_pool2d's) or "min".  ``activation``: the name of an
-    elementwise activation of torch.nn's, or the module.
+    ``pool_padding`` as max_pool2d's.  ``pool``: "max", "avg" (padding counts, as avg_pool2d's) or "min".
+    ``activation``: as ``before`` of max_pool2d.
     Dtypes, layouts and errors: as conv2d's and max_pool2d's; ValueError for another ``pool``.
 
     Where a gradient will be asked for, under torch.compile, and for depthwise convolutions, the convolution and the pooling (with the
@@ -711,15 +712,16 @@ def conv_pooled(
     if name not in _ASKED:
         raise ValueError(f"{caller}: pool must be one of {', '.join(_POOLS)}, got {name!r}")
     op, pooling = convolution.request(caller, 2, *geometry), _ASKED[name](kernel_size, step, pad, 1, False)
+    steps = fusion.steps(caller, activation)
     given = [t for t in (input, weight, bias, *(affine if isinstance(affine, tuple) else ())) if t is not None]
-    plain = all(map(_is_simple, given)) and not _is_autocast("cpu")
+    plain = all(map(_is_simple, given)) and not _is_autocast("cpu") and len(steps) < 2 and all(isinstance(s, Applied) for s in steps)
     if not plain or (_is_grad_enabled() and any(t.requires_grad for t in given)):
-        return _pooled(convolved(input, weight, bias, op, affine), pooling, before=activation)
+        return _pooled(convolved(input, weight, bias, op, affine), pooling, before=steps or None)
     _check_alike(caller, given, weight, bias)
     scale, shift = _checked_affine(caller, weight, affine)
     if scale is not None:
         bias, kept = shift if bias is None else torch.addcmul(shift, bias, scale), None
-    after = convolution.epilogue(caller, activation)
+    after: Any = steps[0] if steps else None
     y = convolution.pooled(input, weight, bias, op, after, scale, pooling, kept)
     return _pooled(convolution.forward(input, weight, bias, op, after, scale, kept), pooling) if y is None else y
 
@@ -803,11 +805,7 @@ def _is_simple(t: Any) -> bool:
 def _checked_affine(caller: str, weight: torch.Tensor, affine: Any) -> tuple[Any, Any]:
     if affine is None:
         return None, None
-    if not (isinstance(affine, tuple) and len(affine) == 2 and all(isinstance(t, torch.Tensor) for t in affine)):
-        raise TypeError(f"{caller}: affine must be a tuple of two tensors, (scale, shift), got {affine!r}")
-    for t in affine:
-        if tuple(t.shape) != tuple(weight.shape[:1]):
-            raise RuntimeError(f"{caller}: affine's tensors must be of shape {tuple(weight.shape[:1])}, got {tuple(t.shape)}")
+    fusion.check_affine(caller, affine, weight.shape[0])
     return affine
 
 
@@ -825,8 +823,7 @@ def _check_alike(caller: str, tensors: Sequence[torch.Tensor], weight: torch.Ten
 def _stepwise(y: torch.Tensor, op: convolution.Convolution, scale: Any, shift: Any, epilogue: Any) -> torch.Tensor:
     """The epilogue by torch's operations."""
     if scale is not None:
-        shape = (-1, *(1,) * op.rank)
-        y = y * scale.view(shape) + shift.view(shape)
+        y = fusion.scaled(y, op.rank, (scale, shift))
     return activations.on_torch(epilogue, y) if epilogue else y
 
 

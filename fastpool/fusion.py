@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import activations, backend
+from . import activations
 from .activations import Applied
 from .autograd import activate
 from .backend import Pooling
@@ -28,6 +28,8 @@ Step = Applied | nn.Module
 """What is applied elementwise: an activation of kernels/activation, or a module that is called as it is."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_DTYPES = {getattr(torch, name) for name in FLOATS}
+"""In which kernels compute activations."""
 _CALLED = (*_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 
 
@@ -38,8 +40,8 @@ def steps(caller: str, given: Any) -> tuple[Step, ...]:
     """
     if given is None:
         return ()
-    if isinstance(given, Applied):
-        return (given,)
+    if isinstance(given, (str, Applied)):
+        return (given if isinstance(given, Applied) else activations.named(caller, given),)
     if isinstance(given, (tuple, list, nn.Sequential)):
         return tuple(step for part in given for step in steps(caller, part))
     learned = isinstance(given, nn.PReLU) and (given.weight.numel() > 1 or given.weight.requires_grad)
@@ -61,15 +63,6 @@ def _rises(step: Step) -> bool:
     return isinstance(step, nn.Identity) or (isinstance(step, nn.PReLU) and bool((step.weight >= 0).all()))
 
 
-@functools.lru_cache(maxsize=1024)
-def _derived(op: Pooling, kind: Any, slope: Applied | None = None) -> Pooling:
-    """The operation with a derived kind, apart from its parameters; one object for equal arguments."""
-    found = Pooling(op.caller, kind, op.rank, op.window, (), op.include_pad, op.divisor)
-    found.equal = None
-    found.slope = slope
-    return found
-
-
 def _leaves_windows_empty(op: Pooling) -> bool:
     """Whether a window may hold nothing but padding, whose value f would change."""
     return isinstance(op.window, Window) and max(op.window.dilation) > 1 and max(op.window.padding) > 0
@@ -80,42 +73,68 @@ def _overlap(op: Pooling) -> bool:
     return isinstance(op.window, Window) and op.window.taps > math.prod(op.window.stride)
 
 
-def _opposite(op: Pooling) -> Pooling:
-    return _derived(op, KINDS["min" if op.kind.structure.order > 0 else "max"])
+def _opposite(kind: Any) -> Any:
+    return KINDS["min" if kind.structure.order > 0 else "max"]
 
 
-def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Pooling, bool] | None:
-    """(the operation whose windows see f(x), whether f is still to be applied to its result), or None: there is none."""
+@functools.lru_cache(maxsize=1024)
+def _of(op: Pooling, kind: Any) -> Pooling:
+    """The operation of another kind: one object, which remembers its calls."""
+    return op.of(kind)
+
+
+class _Plan(NamedTuple):
+    """A pooling with what it has of ``before`` and ``after`` in it."""
+
+    first: tuple[Applied, ...]
+    """What needs a pass of its own before it."""
+    op: Pooling
+    parameters: tuple[float, ...]
+    """Behind the pooling's own."""
+    left: tuple[Applied, ...]
+    """What is still to be applied to its result."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(op: Pooling, before: Applied | None, after: Applied | None, needs: bool, tiny: bool) -> _Plan:
+    """``needs``: for a gradient; ``tiny``: see ``fused``."""
+    kind, first = op.kind, tuple(f for f in (before,) if f)
+    left, parameters = tuple(f for f in (after,) if f), tuple[float, ...]()
+    if before and (taken := _taken_in(op, before, needs)):
+        kind, pending = taken
+        first, left = (), first + left if pending else left
+        parameters = before.parameters if kind not in KINDS.values() else ()
+    if left and not tiny and (followed := _followed(kind, left[0], needs)):
+        kind, parameters, left = followed, parameters + left[0].parameters, left[1:]
+    return _Plan(first, _of(op, kind), parameters, left)
+
+
+def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Any, bool] | None:
+    """(the kind whose windows see f(x), whether f is still to be applied to its result), or None: there is none."""
     kind, shape = op.kind, f.shape
     if _leaves_windows_empty(op):
         return None
     if kind.structure.order:
         if shape.rises:
-            return op, True
+            return kind, True
         if shape.falls:
-            return _opposite(op), True
+            return _opposite(kind), True
         if kind.structure.order > 0 and shape.minimum is not None and math.isfinite(shape.minimum):
-            bounded = fusion.is_bounded(*f)
-            return _derived(op, fusion.two_point(f.activation, shape.minimum, bounded, chosen=needs)).at(f.parameters), needs
+            return fusion.two_point(f.activation, shape.minimum, fusion.is_bounded(*f), chosen=needs), needs
         if needs or not fusion.keeps_neutral(kind, f.activation, f.parameters):
             return None
-        return _derived(op, fusion.by_value(kind, f.activation)).at(f.parameters), False
+        return fusion.by_value(kind, f.activation), False
     if kind.selects or shape.root is None or not fusion.is_one_sum(kind) or (_overlap(op) and not shape.ordered):
         return None
-    return _derived(op, fusion.fed(kind, f.activation, shape.root)).at((*op.parameters, *f.parameters)), False
+    return fusion.fed(kind, f.activation, shape.root), False
 
 
-def _followed(op: Pooling, f: Applied, needs: bool) -> Pooling | None:
-    """The operation that gives f of what ``op`` gives; None where its gradient needs more than that saves."""
-    kind, slope = op.kind, None
-    if needs:
-        switches = f.activation.switches and kind.selects and not kind.draws
-        if not switches and (not kind.selects or f.slope is None):
-            return None
-        kind, slope = fusion.activated(kind, f.activation, switches), None if switches else f
-    else:
-        kind = fusion.activated(kind, f.activation)
-    return _derived(op, kind, slope).at((*op.parameters, *f.parameters))
+def _followed(kind: Any, f: Applied, needs: bool) -> Any:
+    """The kind that gives f of what ``kind`` gives; None where its gradient needs more than that saves."""
+    switches = needs and f.activation.switches and kind.selects and not kind.draws
+    if needs and not switches and (not kind.selects or f.slope is None):
+        return None
+    return fusion.activated(kind, f.activation, switches)
 
 
 def _applied(given: Sequence[Step], x: torch.Tensor, fast: bool) -> torch.Tensor:
@@ -142,36 +161,24 @@ def fused(
     ``fast``: x is what kernels read; otherwise all but the pooling is torch's.  ``tiny``: so small that torch's are the quicker ones.
     """
     first, then = steps(op.caller, before), steps(op.caller, after)
-    fast = fast and backend.name_of(x.dtype) in FLOATS
-    grad = torch.is_grad_enabled()
+    fast = fast and x.dtype in _DTYPES
     if first and affine is None and isinstance(first[0], _NORMS) and not first[0].training and first[0].running_var is not None:
         affine, first = folded(first[0]), first[1:]
     if affine is not None:
-        y = _through_affine(x, op, affine, first, pooled, grad)
+        y = _through_affine(x, op, affine, first, pooled) if fast else None
         if y is not None:
             return _applied((*first, *then), y, fast and not tiny)
-        x = _scaled(x, op, affine)
-    if first:
-        *earlier, last = first
-        x = _applied(earlier, x, fast and not tiny)
-        needs = grad and x.requires_grad
-        found = None
-        if isinstance(last, Applied) and fast:
-            found = _taken_in(op, last, needs)
-        elif op.kind.structure.order and not torch.compiler.is_compiling() and not _leaves_windows_empty(op) and _rises(last):
-            found = op, True
-        if found is None:
-            x = _applied((last,), x, fast and not tiny)
-        else:
-            op, pending = found
-            then = (last, *then) if pending else then
-    if not then:
-        return pooled(x, op)
-    if fast and not tiny and isinstance(then[0], Applied):
-        followed = _followed(op, then[0], grad and x.requires_grad)
-        if followed is not None:
-            return _applied(then[1:], pooled(x, followed), True)
-    return _applied(then, pooled(x, op), fast and not tiny)
+        x = scaled(x, op.rank, affine)
+    if not fast:
+        return _applied(then, pooled(_applied(first, x, False), op), False)
+    moves = op.kind.structure.order and not _leaves_windows_empty(op)
+    if moves and first and not isinstance(first[-1], Applied) and _rises(first[-1]):
+        first, then = first[:-1], (first[-1], *then)
+    before, after = (step if isinstance(step, Applied) else None for step in (first[-1] if first else None, then[0] if then else None))
+    x = _applied(first[: -1 if before else None], x, not tiny)
+    plan = _planned(op.root, before, after, torch.is_grad_enabled() and x.requires_grad, tiny)
+    y = pooled(_applied(plan.first, x, not tiny), plan.op.at((*op.parameters, *plan.parameters)))
+    return _applied((*plan.left, *then[after is not None :]), y, not tiny)
 
 
 def with_indices(
@@ -185,8 +192,8 @@ def with_indices(
     """``fused`` one step after the other, with the positions that ``chosen`` finds: those of the first order, whatever f makes equal."""
     first, then = steps(op.caller, before), steps(op.caller, after)
     if affine is not None:
-        check_affine(op.caller, x, op.rank, affine)
-        x = _scaled(x, op, affine)
+        check_affine(op.caller, affine, x.shape[-op.rank - 1])
+        x = scaled(x, op.rank, affine)
     y, indices = chosen(_applied(first, x, False), op)
     return _applied(then, y, False), indices
 
@@ -202,41 +209,41 @@ def folded(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
-def _of_channels(op: Pooling, t: torch.Tensor) -> torch.Tensor:
-    return t.view(-1, *(1,) * op.rank)
+def _of_channels(rank: int, t: torch.Tensor) -> torch.Tensor:
+    return t.view(-1, *(1,) * rank)
 
 
-def _scaled(x: torch.Tensor, op: Pooling, affine: Any) -> torch.Tensor:
-    scale, shift = (_of_channels(op, t) for t in affine)
+def scaled(x: torch.Tensor, rank: int, affine: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """scale * x + shift, a number of each a channel."""
+    scale, shift = (_of_channels(rank, t) for t in affine)
     return torch.addcmul(shift, x, scale)
 
 
-def check_affine(caller: str, x: torch.Tensor, rank: int, affine: Any) -> None:
-    """TypeError and RuntimeError for what is no affine map of x's channels."""
+def check_affine(caller: str, affine: Any, channels: int) -> None:
+    """TypeError and RuntimeError for what is no affine map of so many channels."""
     if not (isinstance(affine, tuple) and len(affine) == 2 and all(isinstance(t, torch.Tensor) for t in affine)):
         raise TypeError(f"{caller}: affine must be a tuple of two tensors, (scale, shift), got {affine!r}")
-    channels = x.shape[-rank - 1]
     for t in affine:
         if tuple(t.shape) != (channels,):
-            raise RuntimeError(f"{caller}: affine's tensors must be of shape ({channels},), a number a channel, got {tuple(t.shape)}")
+            raise RuntimeError(f"{caller}: affine's tensors must be of shape ({channels},), got {tuple(t.shape)}")
 
 
 def _through_affine(
-    x: torch.Tensor, op: Pooling, affine: Any, first: Sequence[Step], pooled: Callable[[torch.Tensor, Pooling], torch.Tensor], grad: bool
+    x: torch.Tensor, op: Pooling, affine: Any, first: Sequence[Step], pooled: Callable[[torch.Tensor, Pooling], torch.Tensor]
 ) -> torch.Tensor | None:
     """scale * pool(x) + shift where that equals pool(scale * x + shift) and what follows passes too: max where a scale is positive, min
     where it is negative (and min, max).  None where it does not."""
     scale, _ = affine
-    if not op.kind.structure.order or _leaves_windows_empty(op) or torch.compiler.is_compiling() or not all(map(_rises, first)):
+    if not op.kind.structure.order or _leaves_windows_empty(op) or not all(map(_rises, first)):
         return None
     # Of a scale of 0 all elements are equal, and the scale's gradient goes by the first of them.
     if not bool((scale != 0).all()):
         return None
-    up = scale > 0
+    other, up = _of(op.root, _opposite(op.kind)), scale > 0
     if bool(up.all()):
         y = pooled(x, op)
     elif not bool(up.any()):
-        y = pooled(x, _opposite(op))
+        y = pooled(x, other)
     else:
-        y = torch.where(_of_channels(op, up), pooled(x, op), pooled(x, _opposite(op)))
-    return _scaled(y, op, affine)
+        y = torch.where(_of_channels(op.rank, up), pooled(x, op), pooled(x, other))
+    return scaled(y, op.rank, affine)

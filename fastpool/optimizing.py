@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -46,9 +47,9 @@ def optimize(
             bar.update(task, completed=done, total=sites)
 
         try:
-            report = rewrite.optimize(made, inputs, training=training, progress=says).report
+            report: Any = rewrite.optimize(made, inputs, training=training, progress=says).report
         except Exception as error:  # the user's model runs
             raise in_words(model, "running the model", error) from error
     if path:
-        path.write_text(report.to_json() + "\n")  # type: ignore[operator, union-attr]
+        path.write_text(report.to_json() + "\n")
     click.echo(str(report))

@@ -29,7 +29,7 @@ from . import conversion
 from .measuring import medians
 from .report import Report, Row
 from .sites import CALLER, POOLINGS, STOOD, Form, Part, Site, described, forms, is_hooked, law_of, part_of_module, passes, source_of
-from .tracing import HOLDERS, Chain, Mode, Optimized, Untraceable, asks_for_mode, chains, cloned, graph_of, is_torchs
+from .tracing import HOLDERS, Chain, Mode, Optimized, UntraceableError, asks_for_mode, chains, cloned, graph_of, is_torchs
 
 Tensor = torch.Tensor
 
@@ -123,7 +123,7 @@ class _Work:
             graph = graph_of(model)
         except Exception as error:  # a tracer runs the model's own code, which may raise anything
             if not isinstance(model, HOLDERS):
-                said = f"{type(error).__name__}: " * (not isinstance(error, Untraceable)) + (str(error).splitlines() or [""])[0]
+                said = f"{type(error).__name__}: " * (not isinstance(error, UntraceableError)) + (str(error).splitlines() or [""])[0]
                 self.report.notes.append(f"{name or 'the model'} cannot be traced as a whole, and was rewritten by its parts: {said}")
             for child, module in model._modules.items():
                 if module is not None:
@@ -236,10 +236,10 @@ class _Work:
 
 
 def _refuses(call: Callable[[], object]) -> bool:
-    """Whether fastpool has nothing for it: a dtype, a device."""
+    """Whether fastpool has no kernel for it: a dtype, a device."""
     try:
         call()
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+    except NotImplementedError:
         return True
     return False
 
@@ -258,18 +258,16 @@ class _Visitor(fx.Interpreter):
         return super().run_node(n)
 
 
-class _kept_buffers:  # noqa: N801
+@contextmanager
+def _kept_buffers(*models: nn.Module) -> Iterator[None]:
     """Models' buffers as they were, whatever runs."""
-
-    def __init__(self, *models: nn.Module) -> None:
-        self.buffers = [buffer for model in models for buffer in model.buffers()]
-
-    def __enter__(self) -> None:
-        self.values = [buffer.clone() for buffer in self.buffers]
-
-    def __exit__(self, *_: Any) -> None:
+    buffers = [buffer for model in models for buffer in model.buffers()]
+    values = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, value in zip(self.buffers, self.values, strict=True):
+            for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
 
 

@@ -86,20 +86,20 @@ class _Tracer(fx.Tracer):
         return is_torchs(m) or is_hooked(m)
 
 
-class Untraceable(Exception):  # noqa: N818
+class UntraceableError(Exception):
     """Why a trace would not do what the model does."""
 
 
 def graph_of(model: nn.Module) -> fx.Graph:
     """What the model's code does; Exceptions of every kind where it is no fixed list of operations."""
     if "forward" in vars(model):
-        raise Untraceable("its forward is not its class's")
+        raise UntraceableError("its forward is not its class's")
     drawn, of_python = torch.get_rng_state(), random.getstate()
     graph = _Tracer().trace(model)
     if not torch.equal(drawn, torch.get_rng_state()) or of_python != random.getstate():
         torch.set_rng_state(drawn)
         random.setstate(of_python)
-        raise Untraceable("its code draws random numbers, which a trace would hold for constants")
+        raise UntraceableError("its code draws random numbers, which a trace would hold for constants")
     return graph
 
 

@@ -30,6 +30,8 @@ class Place(NamedTuple):
 
     file: Path
     name: str
+    module: str | None = None
+    """By which the file is imported, if that was asked for."""
 
 
 class Factory(click.ParamType):  # type: ignore[type-arg]
@@ -41,10 +43,12 @@ class Factory(click.ParamType):  # type: ignore[type-arg]
         file, _, name = value.rpartition(":")
         if not file or not name.isidentifier():
             self.fail(f"{value!r} names no model: a file, a colon, and a module, its class or a function, as in model.py:build", param, ctx)
-        found = file if Path(file).is_file() else _file_of(file)
+        if Path(file).is_file():
+            return Place(Path(file).absolute(), name)
+        found = _file_of(file)
         if found is None:
             self.fail(f"there is no file {file}, nor a module of that name", param, ctx)
-        return Place(Path(found).absolute(), name)
+        return Place(Path(found), name, file)
 
 
 def _file_of(module: str) -> str | None:
@@ -68,8 +72,11 @@ def in_words(place: Place, what: str, error: BaseException) -> click.ClickExcept
     return click.ClickException(f"{what} failed: {type(error).__name__}: {error} ({place.file.name}{line})")
 
 
-def load(place: Place) -> nn.Module:
-    """What the user's file makes: imported as ``python FILE`` would, but for its ``if __name__ == "__main__"``."""
+def _imported(place: Place) -> Any:
+    """The file as a module, as ``python FILE`` or ``python -m MODULE`` would, but for its ``if __name__ == "__main__"``."""
+    if place.module:
+        sys.path.insert(0, os.getcwd())
+        return importlib.import_module(place.module)
     # A name that shadows nothing: the file may be called types.py.
     spec = importlib.util.spec_from_file_location("fastpool_users_model", place.file)
     if spec is None or spec.loader is None:
@@ -77,18 +84,28 @@ def load(place: Place) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path[:0] = [str(place.file.parent), os.getcwd()]  # its own imports: files beside it, packages of where the user stands
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(place: Place) -> nn.Module:
+    """What the user's file makes."""
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        module = _imported(place)
+    except click.ClickException:
+        raise
+    except Exception as error:  # of the user's code
         raise in_words(place, f"importing {place.file.name}", error) from error
     made = getattr(module, place.name, None)
     if made is None:
-        known = [name for name, value in vars(module).items() if not name.startswith("_") and getattr(value, "__module__", "") == spec.name]
+        known = [
+            name for name, value in vars(module).items() if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        ]
         raise click.ClickException(f"{place.file.name} has no {place.name}; it has {', '.join(known) or 'nothing of the kind'}")
     if not isinstance(made, nn.Module) and callable(made):
         try:
             made = made()
-        except Exception as error:
+        except Exception as error:  # likewise
             raise in_words(place, f"{place.name}()", error) from error
     if not isinstance(made, nn.Module):
         raise click.ClickException(f"{place.name} of {place.file.name} is of type {type(made).__name__}, not a torch.nn.Module")

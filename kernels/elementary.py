@@ -185,7 +185,7 @@ def erf(x):
 
 
 def _exp_of_little(x):
-    """e^x, to an ulp, where 2^-126 < e^x < 2^127 (2^-1022, 2^1023); half of what ``exp`` costs."""
+    """e^x where 2^-126 < e^x < 2^127 (2^-1022, 2^1023), without what ``exp`` does for the ends of the range and the last half ulp."""
     nearest = _nearest(x)
     n = fused(x, like(x, LOG2_E), nearest) - nearest
     r = fused(n, -by_width(x, *LN2_REST), fused(n, -by_width(x, *LN2), x))

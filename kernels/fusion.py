@@ -44,10 +44,6 @@ def _switched(state, p):
     return f(z, a), where(slope(z, a) == like(z, 0), like(tap, -1), tap)
 
 
-def _read(x, p):
-    return f(x, p)
-
-
 def _pair_init(zero, tap):
     top, i = top_start(zero, tap)
     low, j = low_start(zero, tap)
@@ -147,12 +143,12 @@ def _parameters(kind, activation):
 
 @functools.cache
 def activated(kind, activation, switches=False):
-    """f of what a pooling gives.  ``switches``: for a gradient, where f' is 0 or 1: no tap where it is 0."""
+    """f of what a pooling gives.  ``switches``: for a gradient, where f' is 0 or 1: no tap where it is 0, and nothing left to multiply."""
     n, changes = len(kind.parameters), {}
     if isinstance(kind, Selecting):
         template, of = (_switched, {"slope": activation.derivative}) if switches else (_activated, {})
         changes["finalise"] = _written(template, f=activation.value, finalise=kind.finalise or _chosen, N=n, **of)
-        changes["routed"] = kind.routed or kind
+        changes |= {"routed": kind.routed or kind, "tells": None if switches else activation}
     else:
         changes["finalise"] = _written(_finished, f=activation.value, finalise=kind.finalise, N=n)
     name = f"{activation.name}{'_switch' if switches else ''}({kind.name})"
@@ -190,7 +186,7 @@ def by_value(kind, activation):
     return replace(
         kind,
         name=f"{kind.name}_of_{activation.name}",
-        reads=_written(_read, f=activation.value),
+        reads=activation.value,
         ordered=None,
         parameters=tuple(activation.defaults),
         face=None,

@@ -143,6 +143,14 @@ def test_gradients(activation):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_prelu_of_several_slopes():
+    x, w, b = tensors((1, 4, 20, 20), (16, 4, 3, 3))
+    act = nn.PReLU(16)
+    with torch.no_grad():
+        act.weight.uniform_(-1, 1)
+        torch.testing.assert_close(F.conv_pool2d(x, w, b, activation=act, kernel_size=2), reference(x, w, b, {}, "max", (2,), act))
+
+
 def test_packed_weights_are_kept_until_they_change(in_one):
     x, w, b = tensors((1, 4, 20, 20), (16, 4, 3, 3))
     kept = convolution.Kept()

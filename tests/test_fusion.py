@@ -10,6 +10,7 @@ import torch.nn.functional as T
 from fastpool.kernels.activation import ACTIVATIONS
 from fastpool.kernels.pool import KINDS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpool.functional as F
 import fastpool.nn as fast
@@ -124,7 +125,8 @@ def op_of(kind="max", *more):
 @pytest.mark.parametrize(
     ("activation", "kind", "needs", "expected"),
     [
-        ("relu", "max", True, "max"),
+        ("relu", "max", True, "relu_switch(max)"),
+        ("relu", "max", False, "relu(max)"),
         ("silu", "max", False, "two_point_silu"),
         ("silu", "max", True, "two_point_chosen_silu"),
         ("silu", "min", False, "min_of_silu"),
@@ -133,8 +135,28 @@ def op_of(kind="max", *more):
     ],
 )
 def test_the_cheapest_form_is_taken(activation, kind, needs, expected):
-    op, _ = fusion._taken_in(op_of(kind), named("t", activation), needs)
-    assert op.kind.name.startswith(expected)
+    plan = fusion._planned(op_of(kind), named("t", activation), None, needs, False)
+    assert plan.first == ()
+    assert plan.op.kind.name.startswith(expected)
+
+
+def test_calls_are_remembered_whatever_the_parameters(monkeypatch):
+    """What depends on shapes is worked out once for each kind, not for each slope."""
+    asked, plain = [], backend._prepared
+    monkeypatch.setattr(backend, "_prepared", lambda op, *of: asked.append(op.kind.name) or plain(op, *of))
+    x, y = torch.randn(1, 3, 31, 33), None
+    for slope in (0.1, 0.2, 0.3):
+        y = F.max_pool2d(x, 3, 2, before=nn.LeakyReLU(slope), after=nn.ELU(slope))
+        F.gem_pool2d(x.abs(), 3.0 + slope, 1e-6, 2, after=nn.LeakyReLU(slope))
+    assert sorted(asked) == ["leaky_relu(gem)", "leaky_relu(max)"]
+    torch.testing.assert_close(y, T.elu(T.max_pool2d(T.leaky_relu(x, 0.3), 3, 2), 0.3))
+
+
+def test_without_memory():
+    """Under a FakeTensorMode nobody reads a weight or a scale."""
+    with FakeTensorMode():
+        x, scale = torch.randn(2, 3, 8, 8), torch.randn(3)
+        assert F.max_pool2d(x, 2, before=nn.PReLU(3), affine=(scale, scale)).shape == (2, 3, 4, 4)
 
 
 def test_windows_of_nothing_but_padding_stay_what_they_are():
@@ -334,7 +356,7 @@ def test_errors():
         F.max_pool2d(x, 2, before="rule")
     with pytest.raises(TypeError, match=r"^MaxPool2d: before and after must be an activation's name .* got Conv2d"):
         fast.MaxPool2d(2, after=nn.Conv2d(1, 1, 1))
-    with pytest.raises(RuntimeError, match=r"^avg_pool2d: affine's tensors must be of shape \(3,\), a number a channel, got \(2,\)"):
+    with pytest.raises(RuntimeError, match=r"^avg_pool2d: affine's tensors must be of shape \(3,\), got \(2,\)"):
         F.avg_pool2d(x, 2, affine=(torch.ones(2), torch.ones(2)))
     with pytest.raises(TypeError, match=r"^max_pool2d: affine must be a tuple of two tensors"):
         F.max_pool2d(x, 2, affine=torch.ones(3))

@@ -9,6 +9,7 @@ import torch.nn.functional as T
 from click.testing import CliRunner
 from fastpool.bench import models
 from fastpool.kernels.cpu import conv_pool
+from test_rewrite_conditions import Of, batch_norm
 from torch import nn
 
 import fastpool
@@ -26,28 +27,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(rewrite, "WORSE", 1e9)
 
 
-class Net(nn.Module):
-    """Layers under names, and a forward of the test's."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
 def map_of(*shape):
     return torch.randn(shape or (2, 4, 12, 12))
-
-
-def norm(channels=4):
-    found = nn.BatchNorm2d(channels)
-    with torch.no_grad():
-        found.weight.uniform_(-1, 1), found.bias.normal_(), found.running_mean.normal_(), found.running_var.uniform_(0.5, 2)
-    return found
 
 
 def results(model, x):
@@ -82,7 +63,7 @@ def test_act_and_pool():
 
 
 def test_a_folded_batch_norm():
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), norm(), nn.GELU(), nn.AvgPool2d(2), nn.Tanh()).eval(), map_of(2, 3, 12, 12)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norm(4), nn.GELU(), nn.AvgPool2d(2), nn.Tanh()).eval(), map_of(2, 3, 12, 12)
     found = fastpool.optimize(model)
     assert stands(found) == ["Conv2d + BatchNorm2d, fastpool AvgPool2d(before=GELU, after=Tanh)"]
     same(model, found, x)
@@ -104,7 +85,7 @@ def test_a_folded_batch_norm():
 def test_every_form(monkeypatch, pool, whole):
     monkeypatch.setattr(conv_pool, "LEAST", 0)
     convolution.call.cache_clear()
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm(), nn.ReLU(), pool).eval(), map_of(2, 3, 12, 12)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), batch_norm(4), nn.ReLU(), pool).eval(), map_of(2, 3, 12, 12)
     parts = next(tracing.chains(tracing.graph_of(model), dict(model.named_modules()))).parts
     name = type(pool).__name__
     shown = [f"{ours}Conv2d + BatchNorm2d, fastpool {name}(before=ReLU)" for ours in ("", "fastpool ")]
@@ -129,7 +110,7 @@ def test_padding_that_reflects_is_not_in_one_launch():
 
 
 FORWARDS = {
-    "functions": (lambda m, x: F_relu_max(x), "fastpool max_pool2d(before=relu)"),
+    "functions": (lambda m, x: relu_max(x), "fastpool max_pool2d(before=relu)"),
     "methods": (lambda m, x: T.avg_pool2d(x.tanh(), 2), "fastpool avg_pool2d(before=tanh)"),
     "arguments": (lambda m, x: T.max_pool2d(T.leaky_relu(x, negative_slope=0.3), kernel_size=2), "fastpool max_pool2d(before=leaky_relu)"),
     "gelu": (lambda m, x: T.max_pool2d(T.gelu(x, approximate="tanh"), 2), "fastpool max_pool2d(before=gelu)"),
@@ -139,14 +120,14 @@ FORWARDS = {
 }
 
 
-def F_relu_max(x):  # noqa: N802
+def relu_max(x):
     return T.max_pool2d(torch.relu(x), 3, 2, 1)
 
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_calls(name):
     forward, expected = FORWARDS[name]
-    model, x = Net(forward), map_of()
+    model, x = Of(forward), map_of()
     found = fastpool.optimize(model)
     assert stands(found) == [expected]
     same(model, found, x)
@@ -191,7 +172,7 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_what_cannot_be_joined(name):
     forward, act, pool, why = ALONE[name]
-    model = Net(forward, act=act, pool=pool).train()
+    model = Of(forward, act=act, pool=pool).train()
     found = fastpool.optimize(model)
     assert stands(found) == ["fastpool MaxPool2d"]
     assert why in whys(found)
@@ -203,7 +184,7 @@ def test_what_cannot_be_joined(name):
 
 
 def test_indices():
-    model = Net(lambda m, x: m.pool(m.act(x))[1].float(), act=nn.ReLU(), pool=nn.MaxPool2d(2, return_indices=True))
+    model = Of(lambda m, x: m.pool(m.act(x))[1].float(), act=nn.ReLU(), pool=nn.MaxPool2d(2, return_indices=True))
     found = fastpool.optimize(model)
     assert not stands(found)
     assert "returns indices" in whys(found)
@@ -226,7 +207,7 @@ def test_hooks_are_called(where, kind):
 
 def test_a_parametrization():
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
-    model = nn.Sequential(conv, norm(), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    model = nn.Sequential(conv, batch_norm(4), nn.ReLU(), nn.MaxPool2d(2)).eval()
     found = fastpool.optimize(model)
     with torch.no_grad():
         torch.testing.assert_close(found(map_of() * 0 + 1), model(map_of() * 0 + 1))
@@ -235,7 +216,7 @@ def test_a_parametrization():
 
 def test_a_shared_module_keeps_its_own_uses():
     """The same ReLU before a pooling and elsewhere, the same convolution twice."""
-    model = Net(lambda m, x: m.pool(m.act(m.conv(m.act(m.conv(x))))), conv=nn.Conv2d(4, 4, 3), act=nn.ReLU(), pool=nn.MaxPool2d(2)).eval()
+    model = Of(lambda m, x: m.pool(m.act(m.conv(m.act(m.conv(x))))), conv=nn.Conv2d(4, 4, 3), act=nn.ReLU(), pool=nn.MaxPool2d(2)).eval()
     found = fastpool.optimize(model)
     assert stands(found) == ["Conv2d, fastpool MaxPool2d(before=ReLU)"]
     same(model, found, map_of())
@@ -266,7 +247,7 @@ def test_an_odd_norm_stays_torchs():
 
 
 def test_the_model_is_not_changed():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 3)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norm(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 3)).eval()
     before, x = repr(model), map_of(2, 3, 12, 12)
     kept = {name: t.clone() for name, t in model.state_dict().items()}
     found = fastpool.optimize(model, x, training=True)
@@ -284,7 +265,7 @@ def test_the_model_is_not_changed():
 
 
 def test_copies():
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), norm(), nn.ReLU(), nn.MaxPool2d(2)).eval(), map_of(2, 3, 12, 12)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norm(4), nn.ReLU(), nn.MaxPool2d(2)).eval(), map_of(2, 3, 12, 12)
     other = copy.deepcopy(fastpool.optimize(model))
     with torch.no_grad():
         expected = model(x)
@@ -318,7 +299,12 @@ def test_a_model_that_cannot_be_traced(example):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), norm(), nn.Conv2d(4, 4, 3, padding=1), norm()
+        self.conv1, self.bn1, self.conv2, self.bn2 = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            batch_norm(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+            batch_norm(4),
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
@@ -418,6 +404,20 @@ def test_the_command(folder, place, more):
     assert "Conv2d, ReLU, MaxPool2d" in " ".join(ended.output.split())
     assert f"for {'training' if '--training' in more else 'evaluation'}" in ended.output
     assert json.loads((folder / "report.json").read_text())["rows"]
+
+
+def test_a_module_of_a_package(folder):
+    (folder / "nets").mkdir()
+    (folder / "nets" / "__init__.py").touch()
+    (folder / "nets" / "parts.py").write_text("from torch import nn\n\ndef pool():\n    return nn.MaxPool2d(2)\n")
+    (folder / "nets" / "net.py").write_text(
+        "from torch import nn\nfrom .parts import pool\n\ndef build():\n    return nn.Sequential(nn.ReLU(), pool())\n"
+    )
+    ended = CliRunner().invoke(command, ["nets.net:build", "--input", "2x3x16x16"])
+    assert ended.exit_code == 0, ended.output
+    assert "ReLU, MaxPool2d" in ended.output
+    ended = CliRunner().invoke(command, ["nets.net:none", "--input", "2x3x16x16"])
+    assert "net.py has no none; it has build" in ended.output
 
 
 @pytest.mark.parametrize(

@@ -33,16 +33,17 @@ _NESTS = {nest_name(nest): nest for nest in (channel_lanes.forward, pixel_lanes.
 
 
 @specialised
-def forward(dtype, last, name, count, *constants):
+def forward(dtype, last, after, name, count, *constants):
     """``name`` of the convolution's nest, ``count`` of its constants and these; the pooling's name and constants.  ``last``: channels_last.
+    ``after``: the convolution's activation, or None.
 
     Arguments: x, packed weights, y, threads' memory, jobs a thread; a table of each band: the row of the map that lies first, the first
     pooled row and their end, rows kept from the band before; bands of an image, the convolution's jobs of a band, channels, columns of
     the map, pooled rows, how many of them a job of the pooling has, elements between planes of the map; bytes of a panel and of a
-    thread's memory; how many arguments of the convolution follow, how many of the pooling, and of the activation's parameters."""
+    thread's memory; how many arguments of the convolution follow, and how many of the pooling; the activation's parameters."""
     convolve = jitable(_NESTS[name].__wrapped__(*constants[:count]))
     pool = jitable(_NESTS[constants[count]].__wrapped__(*constants[count + 1 :]))
-    width, lanes = dtype.bitwidth // 8, native_lanes(dtype)
+    width, lanes, more = dtype.bitwidth // 8, native_lanes(dtype), len(after.defaults) if after else 0
 
     @jitable
     def moved(map, to, source, elements):
@@ -52,19 +53,19 @@ def forward(dtype, last, name, count, *constants):
     def kernel(args, start, stop):
         memory, grain = integers(args, 3, 2)
         bands_of = pointer(args, 5, int64)
-        bands, jobs, C, W, OH, each, step, panel_bytes, mine, convs, pools, more = integers(args, 6, 12)
+        bands, jobs, C, W, OH, each, step, panel_bytes, mine, convs, pools = integers(args, 6, 11)
         place, PJ = memory + start // grain * mine, (OH + each - 1) // each
         base = place + panel_bytes
         map, row = pointer_at(base, dtype), W * (C if last else 1)
         conv, pooling = stacked(MOST_ARGUMENTS, int64), stacked(MOST_ARGUMENTS, int64)
         conv[0], conv[1], conv[3], conv[4] = args[0], args[1], place, 1 << 62
         for i in range(convs):
-            conv[5 + i] = args[18 + i]
+            conv[5 + i] = args[17 + i]
         for i in range(more):
-            conv[5 + convs + i] = args[18 + convs + pools + i]
+            conv[5 + convs + i] = args[17 + convs + pools + i]
         pooling[1] = args[2]
         for i in range(pools):
-            pooling[3 + i] = args[18 + convs + i]
+            pooling[3 + i] = args[17 + convs + i]
         for job in range(start, stop):
             n, b = job // bands, job % bands
             top, first, end, kept = bands_of[4 * b], bands_of[4 * b + 1], bands_of[4 * b + 2], bands_of[4 * b + 3]
@@ -91,25 +92,26 @@ def forward(dtype, last, name, count, *constants):
 class ConvolutionAndPooling:
     """As convolution.py's ``Convolution``."""
 
-    def __init__(self, part, sizes, images, bands, map_bytes, constants, table, pooling):
+    def __init__(self, part, pooling, constants, jobs, sizes, map_bytes, table):
+        """``pooling``: a ``Choice``; ``table``: of the bands; ``sizes``: what ``forward`` takes behind it."""
         self.part, self.packed, self.form = part, part.packed, (part.form,)
-        self.inner = blocking.padded(part.panel, 64)
-        self.panel = self.inner + blocking.padded(map_bytes, 64)
+        panel = blocking.padded(part.panel, 64)
+        self.panel = panel + blocking.padded(map_bytes, 64)
         self.parallel = part.products >= convolution.SERIAL
-        self.tables = table, pooling.tables
-        inner = (*part.sizes, *pooling.sizes)
         counts = len(part.sizes), len(pooling.sizes) + 2
-        head = (table.ctypes.data, bands, part.jobs_a_band, *sizes, self.inner, self.panel, *counts)
-        self.make = lambda more: Plan(forward(*constants), images * bands, (*head, more, *inner, 0, 0), True)
-        self.plans = {}
+        self.constants, self.jobs, self.tables = constants, jobs, (table, pooling.tables)
+        self.sizes = (table.ctypes.data, *sizes, panel, self.panel, *counts, *part.sizes, *pooling.sizes, 0, 0)
+
+    @functools.cached_property
+    def plan(self):
+        return Plan(forward(*self.constants), self.jobs, self.sizes, True)
 
     def pack(self, packed, weight, bias, scale, threads):
         self.part.pack(packed, weight, bias, scale, threads)
 
     def run(self, x, packed, y, panels, threads, *more):
         """``panels``: of ``threads`` threads, ``panel`` bytes each."""
-        plan = self.plans.get(len(more)) or self.plans.setdefault(len(more), self.make(len(more)))
-        plan.run((x, packed, y, panels, share(plan.jobs, threads)[1]), threads, *more)
+        self.plan.run((x, packed, y, panels, share(self.jobs, threads)[1]), threads, *more)
 
 
 def planned(geometry, after, kind, window, include_pad, divisor):
@@ -161,10 +163,11 @@ def _planned(geometry, after, kind, window, include_pad, divisor):
     apart = not table[:, 3].any() and (table[:-1, 2] == np.arange(1, bands) * rows // step).all()
     each = rows // step if apart and bands > 1 else pooled[1] if apart else 1
     pooling = choice._channels_last_forward(asked) if last else choice._contiguous_forward(asked, (-(-pooled[1] // each), each))
-    constants = problem.dtype, last, nest_name(part.nest), len(part.constants), *part.constants, nest_name(pooling.nest), *pooling.constants
+    nests = nest_name(part.nest), len(part.constants), *part.constants, nest_name(pooling.nest), *pooling.constants
     elements = held * W * channels if last else channels * plane
-    sizes = channels, W, pooled[1], each, plane
-    return ConvolutionAndPooling(part, sizes, problem.images, bands, (elements + SLACK) * size, constants, table, pooling)
+    sizes = bands, part.jobs_a_band, channels, W, pooled[1], each, plane
+    constants = problem.dtype, last, after, *nests
+    return ConvolutionAndPooling(part, pooling, constants, problem.images * bands, sizes, (elements + SLACK) * size, table)
 
 
 def _in_bands(channels, width, last, plane):

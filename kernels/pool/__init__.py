@@ -109,6 +109,8 @@ class Selecting(_Reduction):
     """(state, p) -> (y, tap); tap -1: nobody gets the gradient.  None: the state's first two members."""
     routed: "Selecting | None" = None
     """The reduction whose gradient this one's is: how that moves depends on the taps alone.  None: itself."""
+    tells: Any = None
+    """The ``Activation`` of what was chosen that y is, whose slope is still to be multiplied into the gradient."""
     parameters: tuple[str, ...] = ()
     face: Face | None = None
     structure: Structure = Structure()
