@@ -320,6 +320,8 @@ _WORDS = {
     "log1p": torch.log1p,
     "tanh": torch.tanh,
     "erf": torch.erf,
+    "decay": lambda x: torch.exp(-x),
+    "ndtr": torch.special.ndtr,
     "larger": lambda x, y: torch.where(x > y, x, y),
     "smaller": lambda x, y: torch.where(x < y, x, y),
 }

@@ -73,6 +73,12 @@ def _overlap(op: Pooling) -> bool:
     return isinstance(op.window, Window) and op.window.taps > math.prod(op.window.stride)
 
 
+def _is_large(op: Pooling) -> bool:
+    """Whether windows seldom hold numbers below 0 alone: of normal ones 16 windows of 2x2 do so in 64%, of 3x3 in 3%.  There a branch cost
+    GELU 1.9 times a max pooling and both evaluations 1.7, here the branch 1.1 to 1.8 and both 1.5 to 2.0."""
+    return not isinstance(op.window, Window) or op.window.taps >= 8
+
+
 def _opposite(kind: Any) -> Any:
     return KINDS["min" if kind.structure.order > 0 else "max"]
 
@@ -120,7 +126,8 @@ def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Any, bool] | None:
         if shape.falls:
             return _opposite(kind), True
         if kind.structure.order > 0 and shape.minimum is not None and math.isfinite(shape.minimum):
-            return fusion.two_point(f.activation, shape.minimum, fusion.is_bounded(*f), chosen=needs), needs
+            bounded = fusion.is_bounded(*f)
+            return fusion.two_point(f.activation, shape.minimum, bounded, bounded and _is_large(op), chosen=needs), needs
         if needs or not fusion.keeps_neutral(kind, f.activation, f.parameters):
             return None
         return fusion.by_value(kind, f.activation), False

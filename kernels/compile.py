@@ -129,16 +129,22 @@ def _digest(path):
 
 
 def _imported(path):
-    """The files of ``kernels/`` that one of them imports."""
+    """The files of ``kernels/`` that one of them imports, or a file elsewhere by their full names."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if not node.level and f"{module}.".startswith(f"{__package__}."):
+                base = HERE.joinpath(*module.split(".")[__package__.count(".") + 1 :])
+            elif node.level:
+                base = path.parents[node.level - 1].joinpath(*module.split("."))
+            else:
+                continue
             yield from (base.with_suffix(".py"), base / "__init__.py", *(base / f"{alias.name}.py" for alias in node.names))
 
 
 @functools.cache
 def _sources(path):
-    """A file of ``kernels/`` and all that it imports, directly or not; the arithmetic files are told by the kinds that are used."""
+    """A file and all of ``kernels/`` that it imports, directly or not; the arithmetic files are told by the kinds that are used."""
     found, todo = set(), [path]
     while todo:
         path = todo.pop()

@@ -1,12 +1,13 @@
-"""exp, log, power, expm1, log1p, tanh and erf on "a number", in float32 and float64: for targets that have none of their own.
+"""exp, log, power, expm1, log1p, tanh, erf, decay and ndtr on "a number", in float32 and float64: for targets that have none of their own.
 
 The usual three steps: range reduction (Cody & Waite, "Software Manual for the Elementary Functions", 1980), a minimax polynomial
-(Remez; tests/test_elementary.py computes each again), reconstruction.  log, and with it the exponent of power, is carried as an
+(Remez; tests/test_elementary.py finds how near each could come), reconstruction.  log, and with it the exponent of power, is carried as an
 unevaluated sum hi + lo (Dekker, "A Floating-Point Technique for Extending the Available Precision", 1971): x^p magnifies the relative
 error of p * ln(x) up to 88 times in float32, 709 times in float64.
 
 Largest errors seen, in ulp: exp 0.65, log 0.51, power 0.69; where the result is subnormal, and so rounded a second time, 0.77, -, 0.86.
-expm1 1.10, log1p 0.67, tanh 0.96, erf 1.26 in float32, 2.3 in float64.  Zeros, infinities and NaN as in C.
+expm1 1.10, log1p 0.67, tanh 0.96, erf 1.26 in float32, 2.3 in float64; decay 1.03, ndtr 0.74 of the last place of 1.  Zeros,
+infinities and NaN as in C.
 """
 
 from .number import absolute, bits_of, by_width, from_bits, fused, highest, like, polynomial, where
@@ -85,6 +86,39 @@ ERFC = (
     ),
 )
 ERFC_AT, ERF_IS_ONE = (2.0, 3.0), (4.0, 6.0)
+# -ln(ndtr(-t)) for 0 <= t <= 6 (8.5): ndtr to 2^-25.8 and 2^-54.5.  Beyond it rises faster, to where e^-that is 0.
+NDTR = (
+    (0.6931472, 0.7978857, 0.31829658, 0.036393713, -0.0049043423, 0.000101109064, 0.00012653241, -2.6769843e-05, 1.9214337e-06),
+    (
+        0.6931471805599453,
+        0.7978845608028571,
+        0.3183098861842026,
+        0.03633560234946404,
+        -0.004782111669904918,
+        -3.698125071155534e-05,
+        0.000212027868406598,
+        -5.216620332439324e-05,
+        1.6300692932755787e-06,
+        2.8299540421469907e-06,
+        -9.039806045157157e-07,
+        5.1239724878280667e-08,
+        6.274493432798355e-08,
+        -3.0571525211528725e-08,
+        8.233423787933178e-09,
+        -1.4828622044666662e-09,
+        1.700936305157855e-10,
+        -6.9335004416562624e-12,
+        -1.6048271777175922e-12,
+        3.8843395843157275e-13,
+        -4.4311110933453756e-14,
+        3.037266616793376e-15,
+        -1.2027491488157286e-16,
+        2.1331864640651336e-18,
+    ),
+)
+NDTR_EVEN, NDTR_ODD = (tuple(c[i::2] for c in NDTR) for i in range(2))
+RAISE, LOWER = (64.0, 512.0), (2.0**-64, 2.0**-512)
+NDTR_IS_ZERO = (9.98, 10.6617)
 TANH_IS_ONE = (10.0, 20.0)
 # (tanh(t) / t - 1) / t^2 in t^2 for t <= 1: tanh to 2^-26.9 and 2^-54.9.
 TANH = (
@@ -184,12 +218,38 @@ def erf(x):
     return where(size < one, near, where(x < like(x, 0), -far, far))
 
 
+def decay(x):
+    """e^-x for x >= 0."""
+    # From here on it rounds to 0.
+    most = by_width(x, 104, 746)
+    n, fraction = _fraction_of_exp(-where(x > most, most, x))
+    # n may lie below the range of exponents: only the last multiplication rounds.
+    return fraction * _two_to(n + by_width(x, *RAISE)) * by_width(x, *LOWER)
+
+
+def ndtr(x):
+    """The normal distribution's function."""
+    size, most = absolute(x), by_width(x, *NDTR_IS_ZERO)
+    t = where(size > most, most, size)
+    # Two chains of half the length: a register of GELU took 4.6 ns with one, 3.7 with two (EPYC, 16 lanes).
+    z = t * t
+    tail = _exp_of_little(-fused(t, polynomial(z, *NDTR_ODD), polynomial(z, *NDTR_EVEN)))
+    return where(x < like(x, 0), tail, like(x, 1) - tail)
+
+
 def _exp_of_little(x):
-    """e^x where 2^-126 < e^x < 2^127 (2^-1022, 2^1023), without what ``exp`` does for the ends of the range and the last half ulp."""
+    """e^x where that is below 2^127 (2^1023), 0 where it is below 2^-126 (2^-1022) and not below 2^-127.4 (2^-1023.4), without what ``exp``
+    does for the ends of the range and the last half ulp."""
+    n, fraction = _fraction_of_exp(x)
+    return _two_to(n) * fraction
+
+
+def _fraction_of_exp(x):
+    """(n, f), e^x = 2^n f, n an integer, f at least sqrt(1/2) and at most sqrt(2)."""
     nearest = _nearest(x)
     n = fused(x, like(x, LOG2_E), nearest) - nearest
     r = fused(n, -by_width(x, *LN2_REST), fused(n, -by_width(x, *LN2), x))
-    return _two_to(n) * (like(x, 1) + fused(r * r, polynomial(r, *EXP), r))
+    return n, like(x, 1) + fused(r * r, polynomial(r, *EXP), r)
 
 
 def _exp(hi, lo):

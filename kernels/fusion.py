@@ -16,6 +16,7 @@ from .pool import KINDS, Selecting, Summing
 f = slope = accumulate = finalise = gives = share = takes = top_start = top_step = top_clean = low_start = low_step = low_clean = None
 top_join = low_join = undecided = None
 N = POINT = 0
+RARE = False
 
 
 def _written(template, **names):
@@ -83,22 +84,22 @@ def _undecided_below(top, low):
 
 
 def _two_point(state, p):
-    """Mostly f is evaluated once.  No tap: without a gradient none is counted."""
+    """No tap: without a gradient none is counted."""
     top, i, low, _ = state
-    y = f(where(top < like(top, POINT), low, top), p)
-    if any_lane(undecided(top, low)):
+    y, unsure = f(where(top < like(top, POINT), low, top), p), undecided(top, low)
+    if not RARE or any_lane(unsure):
         other = f(low, p)
-        y = where((other > y) | (other != other), other, y)
+        y = where(unsure & ((other > y) | (other != other)), other, y)
     return y, i
 
 
 def _two_point_chosen(state, p):
     top, i, low, j = state
     falling = top < like(top, POINT)
-    x, tap = where(falling, low, top), where(falling, j, i)
-    if any_lane(undecided(top, low)):
+    x, tap, unsure = where(falling, low, top), where(falling, j, i), undecided(top, low)
+    if not RARE or any_lane(unsure):
         here, other = f(x, p), f(low, p)
-        wins = (other > here) | (other != other) | ((other == here) & (j < tap))
+        wins = unsure & ((other > here) | (other != other) | ((other == here) & (j < tap)))
         x, tap = where(wins, low, x), where(wins, j, tap)
     return x, tap
 
@@ -156,24 +157,25 @@ def activated(kind, activation, switches=False):
 
 
 @functools.cache
-def two_point(activation, minimum, bounded, chosen=False):
+def two_point(activation, minimum, bounded, rare, chosen=False):
     """max over f where f falls up to ``minimum`` and rises from there: f of the smallest or of the largest element (Boyd & Vandenberghe,
     Convex Optimization, section 3.4).  ``bounded``: f is at most 0 = f(0) below 0.
-    ``chosen``: that element instead of f of it.
+    ``rare``: few windows need both, so that a branch is foretold.  ``chosen``: that element instead of f of it.
 
     Padding is the minimum: f of no element is below f of that.
     """
     top, low = KINDS["max"], KINDS["min"]
     words = {"top_start": top.init, "low_start": low.init, "top_step": top.accumulate, "low_step": low.accumulate}
     undecided = _written(_undecided_below if bounded else _undecided, POINT=minimum)
+    finalise = _written(_two_point_chosen if chosen else _two_point, f=activation.value, undecided=undecided, POINT=minimum, RARE=rare)
     return Selecting(
-        f"two_point_{'chosen_' if chosen else ''}{activation.name}_{minimum!r}{'_bounded' if bounded else ''}",
+        f"two_point_{'chosen_' if chosen else ''}{activation.name}_{minimum!r}{'_bounded' if bounded else ''}{'_rare' if rare else ''}",
         _written(_pair_init, **words),
         _written(_pair_accumulate, **words),
         ordered=_written(_pair_ordered, top_clean=top.ordered, low_clean=low.ordered),
         neutral=_written(_point, POINT=minimum),
         combine=_written(_pair_combine, top_join=top.combine, low_join=low.combine),
-        finalise=_written(_two_point_chosen if chosen else _two_point, f=activation.value, undecided=undecided, POINT=minimum),
+        finalise=finalise,
         parameters=tuple(activation.defaults),
         routed=top,
         made_from=(*top.sources, *low.sources, *activation.sources, __file__),

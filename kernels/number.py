@@ -101,6 +101,16 @@ def erf(x):
     return x.dtype.type(math.erf(x))
 
 
+def decay(x):
+    """e^-x for x >= 0: what is left of ``exp`` without the other half of its range, and its last half ulp."""
+    return np.exp(-x)
+
+
+def ndtr(x):
+    """The standard normal distribution's function, (1 + erf(x / sqrt(2))) / 2, to a part of 1."""
+    return x.dtype.type(math.erfc(-x * math.sqrt(0.5)) / 2)
+
+
 def any_lane(condition):
     """Whether a condition holds for one at least of the numbers that are worked on together: for a branch that saves work."""
     return bool(condition)
@@ -151,7 +161,7 @@ def from_bits(bits, x):
     return bits.view(x.dtype)
 
 
-MATHEMATICS = (exp, log, power, expm1, log1p, tanh, erf)
+MATHEMATICS = (exp, log, power, expm1, log1p, tanh, erf, decay, ndtr)
 """The words that kernels/elementary.py builds, for targets that have none of their own."""
 WORDS = (where, like, lowest, highest, larger, smaller, absolute, quotient, sqrt, any_lane, *MATHEMATICS, multiply_wide, unit)
 BUILDING = (fused, by_width, polynomial, bits_of, from_bits)

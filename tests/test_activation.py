@@ -15,6 +15,7 @@ from fastpool.kernels.cpu.number import compiled
 from fastpool.kernels.launch import bits
 from fastpool.kernels.simd import load, native_lanes, numbers, pointer, store
 from numba import cfunc, float32, float64
+from scipy.special import ndtr
 from test_code import DOUBLE
 from test_simd import run
 
@@ -166,8 +167,10 @@ def test_values_and_derivatives_are_torchs(name, p):
         np.testing.assert_array_equal(y, theirs[0])
         np.testing.assert_array_equal(d, theirs[1])
         return
-    truths = by_torch(name, p, x.astype(np.float64))
-    for ours, torchs, truth, least in zip((y, d), theirs, truths, (np.finfo(np.float32).tiny, np.float32(1)), strict=True):
+    value, derivative = by_torch(name, p, x.astype(np.float64))
+    if name == "gelu":  # torch's formula is 0 below -8.3 in float64 too
+        value = np.where(np.isfinite(x), x * ndtr(x.astype(np.float64)), value)
+    for ours, torchs, truth, least in zip((y, d), theirs, (value, derivative), (np.finfo(np.float32).tiny, np.float32(1)), strict=True):
         mine, bins = in_bins(x, ours, truth, least)
         allowed = 2 * in_bins(x, torchs, truth, least)[0] + 1
         where = (mine > allowed)[bins]

@@ -1,7 +1,6 @@
 """Philox against its published vectors, and the draws made of it, on numpy scalars and on Vecs."""
 
 import struct
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,13 +24,6 @@ VECTORS = {
 SEED = 0x1234ABCD, 0x9876EF01
 
 
-class This(NamedTuple):
-    """A constant of every kernel here: puts this file's text into what the compiled code is kept by."""
-
-    name: str = "test_random"
-    source: str = __file__
-
-
 def run(worker, *args):
     """One job of a worker on numpy arrays, which travel as their addresses, and ints."""
     slots = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in args]
@@ -47,7 +39,7 @@ def test_philox_on_scalars(counter, key, words):
 
 
 @specialised
-def blocks(this, lanes):
+def blocks(lanes):
     block, L = compiled(philox), lanes
 
     def kernel(args, start, stop):
@@ -67,12 +59,12 @@ def test_philox_on_vecs(lanes):
     known = [VECTORS[name] for name in np.resize(list(VECTORS), lanes)]
     given = np.array([counter + key for counter, key, _ in known], np.uint32).T.copy()
     out = np.empty((4, lanes), np.uint32)
-    run(blocks(This(), lanes), given, out)
+    run(blocks(lanes), given, out)
     assert out.T.tolist() == [list(words) for _, _, words in known]
 
 
 @specialised
-def draws(this, dtype, lanes):
+def draws(dtype, lanes):
     draw, L = compiled(uniform), lanes
 
     def kernel(args, start, stop):
@@ -88,7 +80,7 @@ def draws(this, dtype, lanes):
 def drawn(dtype, n, plane=0, first=0, key=SEED, lanes=8):
     """The draws of positions first .. first + n - 1 of a plane; n is a multiple of the lanes."""
     out = np.empty(n, np.dtype(str(dtype)))
-    run(draws(This(), dtype, lanes), out, first, n, plane, *key)
+    run(draws(dtype, lanes), out, first, n, plane, *key)
     return out
 
 

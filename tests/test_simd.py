@@ -15,7 +15,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -73,15 +72,6 @@ from fastpool.kernels.simd import (
 from numba import cfunc, float32, float64, int32, int64, types, uint8, uint32, uint64
 from numba.core.errors import TypingError
 
-
-class This(NamedTuple):
-    """A constant of every kernel here: puts this file's text into what the compiled code is kept by."""
-
-    name: str = "test_simd"
-    source: str = __file__
-
-
-THIS = This()
 FLOATS, INTEGERS = (float32, float64), (int32, uint32, uint8, int64)
 
 all_lanes = pytest.mark.parametrize("lanes", [4, 8, 16])
@@ -127,7 +117,7 @@ def assert_same_bits(actual, expected):
 
 
 @specialised
-def float_arithmetic(this, dtype, lanes):
+def float_arithmetic(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -150,14 +140,14 @@ def float_arithmetic(this, dtype, lanes):
 def test_float_arithmetic(dtype, lanes):
     x, y = pairs(dtype)
     out = np.empty((7, x.size), x.dtype)
-    run(float_arithmetic(THIS, dtype, lanes), x, y, out, x.size)
+    run(float_arithmetic(dtype, lanes), x, y, out, x.size)
     with np.errstate(all="ignore"):
         expected = np.stack([x + y, x - y, x * y, x / y, -x, np.sqrt(x), np.abs(x)])
     assert_same_bits(out, expected)
 
 
 @specialised
-def integer_arithmetic(this, dtype, lanes):
+def integer_arithmetic(dtype, lanes):
     L, top_bit = lanes, dtype.bitwidth - 1
 
     def kernel(args, start, stop):
@@ -185,7 +175,7 @@ def integer_arithmetic(this, dtype, lanes):
 def test_integer_arithmetic(dtype, lanes):
     x, y = pairs(dtype)
     out = np.empty((11, x.size), x.dtype)
-    run(integer_arithmetic(THIS, dtype, lanes), x, y, out, x.size)
+    run(integer_arithmetic(dtype, lanes), x, y, out, x.size)
     distance = y & (dtype.bitwidth - 1)
     index = np.tile(np.arange(lanes, dtype=x.dtype), x.size // lanes)
     expected = [x + y, x - y, x * y, -x, x & y, x | y, x ^ y, ~x, x << distance, x >> distance, index]
@@ -193,7 +183,7 @@ def test_integer_arithmetic(dtype, lanes):
 
 
 @specialised
-def comparisons(this, dtype, lanes):
+def comparisons(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -225,7 +215,7 @@ def comparisons(this, dtype, lanes):
 def test_comparisons_masks_and_where(dtype, lanes):
     x, y = pairs(dtype)
     out = np.empty((14, x.size), x.dtype)
-    run(comparisons(THIS, dtype, lanes), x, y, out, x.size)
+    run(comparisons(dtype, lanes), x, y, out, x.size)
     less, own = x < y, y == y
     masks = [less, x <= y, x > y, x >= y, x == y, x != y, ~less, less & own, less | own, less ^ own]
     by_block = np.where(np.arange(x.size) >= lanes, x, y)
@@ -235,7 +225,7 @@ def test_comparisons_masks_and_where(dtype, lanes):
 
 
 @specialised
-def building_words(this, dtype, lanes):
+def building_words(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -257,7 +247,7 @@ def building_words(this, dtype, lanes):
 def test_words_that_build_functions(dtype, lanes):
     x, y = pairs(dtype)
     out = np.empty((5, x.size), x.dtype)
-    run(building_words(THIS, dtype, lanes), x, y, out, x.size)
+    run(building_words(dtype, lanes), x, y, out, x.size)
     with np.errstate(all="ignore"):
         expected = [
             [number.fused(a, b, a) for a, b in zip(x, y, strict=True)],
@@ -270,7 +260,7 @@ def test_words_that_build_functions(dtype, lanes):
 
 
 @specialised
-def wide_products(this, lanes):
+def wide_products(lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -292,7 +282,7 @@ def wide_products(this, lanes):
 def test_multiply_wide(lanes):
     x, y = pairs(uint32)
     out = np.empty((4, x.size), np.uint32)
-    run(wide_products(THIS, lanes), x, y, out, x.size)
+    run(wide_products(lanes), x, y, out, x.size)
     product = x.astype(np.uint64) * y
     assert_same_bits(out, np.stack([product >> 32, product & 0xFFFFFFFF] * 2).astype(np.uint32))
 
@@ -330,7 +320,7 @@ def test_what_has_no_meaning_does_not_compile(function):
 
 
 @specialised
-def making(this, dtype, lanes):
+def making(dtype, lanes):
     L, half = lanes, lanes // 2
 
     def kernel(args, start, stop):
@@ -357,7 +347,7 @@ def test_making_vecs_and_moving_lanes(dtype, lanes):
     kind, L = numpy_dtype(dtype), lanes
     x = np.arange(7, 7 + 2 * L).astype(kind)
     out = np.empty((9, L), kind)
-    run(making(THIS, dtype, L), x, out)
+    run(making(dtype, L), x, out)
     v, w, lane = x[:L], x[L:], np.arange(L)
     lowest, highest = (-np.inf, np.inf) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
     constants = [np.full(L, value, kind) for value in (x[3], 5, lowest, highest)]
@@ -366,7 +356,7 @@ def test_making_vecs_and_moving_lanes(dtype, lanes):
 
 
 @specialised
-def other_scalars(this, lanes):
+def other_scalars(lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -387,14 +377,14 @@ def other_scalars(this, lanes):
 @all_lanes
 def test_a_constant_is_rounded_to_the_vec_and_a_tuple_may_mix_dtypes(lanes):
     singles, doubles, swapped = np.empty((2, lanes), np.float32), np.empty(lanes), np.empty((2, lanes), np.int64)
-    run(other_scalars(THIS, lanes), singles, doubles, swapped)
+    run(other_scalars(lanes), singles, doubles, swapped)
     assert_same_bits(singles, np.stack([np.full(lanes, v, np.float32) for v in (0.1, -3)]))
     assert_same_bits(doubles, np.full(lanes, 0.1))
     assert_same_bits(swapped, np.stack([np.arange(lanes) ^ 1] * 2))
 
 
 @specialised
-def conversions(this, source, lanes):
+def conversions(source, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -434,14 +424,14 @@ def test_convert(source, lanes):
     for data, targets in inputs.items():
         x = np.frombuffer(data, numpy_dtype(source))
         outs = {target: np.empty(x.size, numpy_dtype(target)) for target in FLOATS + INTEGERS}
-        run(conversions(THIS, source, lanes), x, *outs.values(), x.size)
+        run(conversions(source, lanes), x, *outs.values(), x.size)
         for target in targets:
             with np.errstate(over="ignore"):
                 assert_same_bits(outs[target], x.astype(numpy_dtype(target)))
 
 
 @specialised
-def units(this, lanes):
+def units(lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -460,7 +450,7 @@ def units(this, lanes):
 def test_unit_equals_the_scalar_word_and_never_reaches_one(lanes):
     words = pairs(uint32)[0]
     singles, doubles = np.empty((2, words.size), np.float32), np.empty((2, words.size))
-    run(units(THIS, lanes), words, singles, doubles, words.size)
+    run(units(lanes), words, singles, doubles, words.size)
     for found, zero in (singles, np.float32(0)), (doubles, np.float64(0)):
         assert_same_bits(found, np.array([[number.unit(word, zero) for word in words]] * 2))
         assert found.min() == 0
@@ -472,7 +462,7 @@ def test_every_word_of_an_arithmetic_file_has_its_simd_form():
 
 
 @specialised
-def quotients(this, dtype, lanes):
+def quotients(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -491,7 +481,7 @@ def test_quotient_has_a_divisions_bits(dtype, count):
     x = np.random.default_rng(0).integers(0, 2 ** (8 * kind.itemsize), 1 << 14, f"u{kind.itemsize}").view(kind)
     x[:16] = pairs(dtype)[0][::16]
     counts, found = np.full_like(x, count), np.empty_like(x)
-    run(quotients(THIS, dtype, 8), x, counts, found, x.size)
+    run(quotients(dtype, 8), x, counts, found, x.size)
     with np.errstate(all="ignore"):
         expected = x / counts
     whole = ~(np.abs(expected) < np.finfo(kind).tiny) | (expected == 0) & (x == 0)
@@ -504,7 +494,7 @@ def test_quotient_of_integers_truncates(dtype):
     fits = [bool(b) and abs(int(a)) // abs(int(b)) <= np.iinfo(x.dtype).max for a, b in zip(x, y, strict=True)]
     x, y = x[fits], y[fits]
     found = np.empty(x.size + 4, x.dtype)
-    run(quotients(THIS, dtype, 1), x, y, found, x.size)
+    run(quotients(dtype, 1), x, y, found, x.size)
     sign = [1 if (a < 0) == (b < 0) else -1 for a, b in zip(x, y, strict=True)]
     assert found[: x.size].tolist() == [s * (abs(int(a)) // abs(int(b))) for s, a, b in zip(sign, x, y, strict=True)]
 
@@ -528,7 +518,7 @@ def fills(dtype, lanes):
 
 
 @specialised
-def plain_access(this, dtype, lanes):
+def plain_access(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -564,7 +554,7 @@ def bounds(lanes, reach):
 @all_lanes
 @all_dtypes
 def test_load_and_store(dtype, lanes):
-    L, worker = lanes, plain_access(THIS, dtype, lanes)
+    L, worker = lanes, plain_access(dtype, lanes)
     x, fill = surrounded(dtype, 4 * L), fills(dtype, L)
     for first, low, high in bounds(L, L):
         y, z, out = np.full_like(x, SENTINEL), np.full_like(x, SENTINEL), np.empty((2, L), x.dtype)
@@ -581,7 +571,7 @@ def test_load_and_store(dtype, lanes):
 
 
 @specialised
-def across_access(this, dtype, lanes):
+def across_access(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -598,7 +588,7 @@ def across_access(this, dtype, lanes):
 @all_dtypes
 def test_across(dtype, lanes):
     """Lanes from rows that lie anywhere, and back; of rows that are one, the first lane's elements stay."""
-    L, worker = lanes, across_access(THIS, dtype, lanes)
+    L, worker = lanes, across_access(dtype, lanes)
     x = np.arange(MARGIN + 40 * L).astype(numpy_dtype(dtype))
     origins = np.r_[-1, np.random.default_rng(L).permutation(L) * 7 + 3]  # the first is not read
     y, out = np.full_like(x, SENTINEL), np.empty((4, L), x.dtype)
@@ -611,7 +601,7 @@ def test_across(dtype, lanes):
 
 
 @specialised
-def stores_past(this, dtype, lanes):
+def stores_past(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -631,13 +621,13 @@ def test_stores_past_the_caches(dtype, lanes):
     room = np.full(6 * L + 64, SENTINEL, kind)
     first = -room.ctypes.data // kind.itemsize % 64  # a multiple of a register's bytes
     y, pairs = room[first : first + 2 * L], room[first + 2 * L : first + 6 * L]
-    run(stores_past(THIS, dtype, lanes), x, y, pairs)
+    run(stores_past(dtype, lanes), x, y, pairs)
     assert_same_bits(y, np.r_[np.full(L, SENTINEL, kind), x[:L]])
     assert_same_bits(pairs, np.r_[np.full(2 * L, SENTINEL, kind), x])
 
 
 @specialised
-def nan_search(this, dtype, lanes):
+def nan_search(dtype, lanes):
     found = has_nan(dtype, lanes)
 
     def kernel(args, start, stop):
@@ -650,7 +640,7 @@ def nan_search(this, dtype, lanes):
 @all_lanes
 @floats
 def test_nan_is_seen_and_nothing_beyond_the_end(dtype, lanes):
-    worker, out = nan_search(THIS, dtype, lanes), np.empty(1, np.int64)
+    worker, out = nan_search(dtype, lanes), np.empty(1, np.int64)
     for at in range(3 * lanes):
         x = np.zeros(3 * lanes + 1, numpy_dtype(dtype))
         x[at], x[-1] = np.nan, np.nan
@@ -678,7 +668,7 @@ def _phases(dtype, lanes, stride):
 
 
 @specialised
-def phased_access(this, dtype, lanes):
+def phased_access(dtype, lanes):
     L = lanes
     by_one, by_two, by_three, by_four = (_phases(dtype, lanes, stride) for stride in STRIDES)
 
@@ -697,7 +687,7 @@ def phased_access(this, dtype, lanes):
 @all_lanes
 @all_dtypes
 def test_phases(dtype, lanes):
-    L, worker = lanes, phased_access(THIS, dtype, lanes)
+    L, worker = lanes, phased_access(dtype, lanes)
     x, fill = surrounded(dtype, 8 * L), fills(dtype, 1)
     for first, low, high in itertools.chain.from_iterable(bounds(L, s * L) for s in STRIDES):
         y, z = np.full((4, x.size), SENTINEL, x.dtype), np.full((4, x.size), SENTINEL, x.dtype)
@@ -719,7 +709,7 @@ def test_phases(dtype, lanes):
 
 
 @specialised
-def strided_access(this, dtype, lanes):
+def strided_access(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -737,7 +727,7 @@ def strided_access(this, dtype, lanes):
 @all_dtypes
 def test_gather_and_scatter(dtype, lanes):
     # Positions run far past both ends of the buffer: only those in [low, high) may be touched.
-    L, worker = lanes, strided_access(THIS, dtype, lanes)
+    L, worker = lanes, strided_access(dtype, lanes)
     x, fill = surrounded(dtype, 4 * L), fills(dtype, L)
     for stride in (1, 2, 3, 4, 5, 6, 7, -2, 10**9):
         for first, low, high in bounds(L, 4 * L):
@@ -754,7 +744,7 @@ def test_gather_and_scatter(dtype, lanes):
 
 
 @specialised
-def betweens(this, lanes):
+def betweens(lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -770,7 +760,7 @@ def betweens(this, lanes):
 
 @all_lanes
 def test_between(lanes):
-    worker, far = betweens(THIS, lanes), 2**31 - 200
+    worker, far = betweens(lanes), 2**31 - 200
     cases = itertools.chain(bounds(lanes, lanes), bounds(lanes, 3 * lanes), [(0, 0, far), (far, 0, far + 9), (-far, 0, 5), (7, 9, 10)])
     # A position may be beyond 32 bits, as an offset in a large tensor is; distances may not.
     for (first, low, high), origin in itertools.product(cases, (0, 2**33 + 5)):
@@ -790,7 +780,7 @@ def _turn(carry, k, args):
 
 
 @specialised
-def tuples(this, dtype, lanes):
+def tuples(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -819,14 +809,14 @@ def test_phase_with_phase_repeat_and_unroll(dtype, lanes):
         turned[k % 3] = turned[(k + 1) % 3] + x[k % 3] * b
     for p in range(3):
         out = np.empty((5, 3, lanes), x.dtype)
-        run(tuples(THIS, dtype, lanes), x, out, p)
+        run(tuples(dtype, lanes), x, out, p)
         changed = x.copy()
         changed[p] = a + c
         assert_same_bits(out, np.stack([x, changed, np.stack([b, b, b]), np.stack(turned), x]))
 
 
 @specialised
-def arguments(this, dtype, lanes):
+def arguments(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -845,7 +835,7 @@ def arguments(this, dtype, lanes):
 def test_numbers_and_pointer(dtype, lanes):
     values = 0.1, -math.inf
     out = np.empty(2 * lanes + 2, numpy_dtype(dtype))
-    run(arguments(THIS, dtype, lanes), out, *(bits(v, str(dtype)) for v in values))
+    run(arguments(dtype, lanes), out, *(bits(v, str(dtype)) for v in values))
     assert_same_bits(out, np.array([values[0]] * lanes + [values[1]] * lanes + [0, 1]).astype(out.dtype))
 
 
@@ -863,7 +853,7 @@ def test_lanes_of_a_register(monkeypatch, forced, lanes):
 
 
 @specialised
-def at_the_edge(this, dtype, lanes):
+def at_the_edge(dtype, lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -900,7 +890,7 @@ def touch_the_edges(name, lanes, guarded):
     x = np.frombuffer(memory, kind, n, page)
     x[:] = np.arange(n) % 50
     before, out = x.copy(), np.empty(lanes, kind)
-    run(at_the_edge(THIS, dtype, lanes), x, x, out, n, guarded)
+    run(at_the_edge(dtype, lanes), x, x, out, n, guarded)
     assert (x == before).all()
     print("untouched")
 
@@ -922,7 +912,7 @@ def test_masked_access_at_the_end_of_a_page_does_not_fault(name, guarded):
 def test_a_float32_kernel_is_packed_code_on_the_widest_register_without_float64():
     lanes = simd.native_lanes(float32)
     # Compiled anew: code that comes from the cache has no assembly to show.
-    code = cfunc(WORKER, error_model="numpy")(float_arithmetic.__wrapped__(THIS, float32, lanes))._library.get_asm_str()
+    code = cfunc(WORKER, error_model="numpy")(float_arithmetic.__wrapped__(float32, lanes))._library.get_asm_str()
     register = {16: "xmm", 32: "ymm", 64: "zmm"}[simd.register_bytes()]
     for instruction in ("addps", "subps", "mulps", "divps", "sqrtps"):
         assert re.search(rf"\bv?{instruction}\s.*%{register}\d", code), f"no {instruction} on {register}"

@@ -30,15 +30,14 @@ from fastpool.kernels.simd import (
     store_rows,
 )
 from numba import float32, int32
-from test_simd import This, run
+from test_simd import run
 
-THIS = This("test_storage", __file__)
 HALVES = {"bfloat16": bfloat16, "float16": float16}
 all_halves = pytest.mark.parametrize("name", HALVES)
 
 
 @specialised
-def every_access(this, dtype, lanes):
+def every_access(dtype, lanes):
     """Jobs of one: out rows: load/store, masked, bounded phases, gathered and scattered, one by one, side by side."""
     L = lanes
 
@@ -68,7 +67,7 @@ def test_every_pattern_widens_and_narrows_to_itself(name, lanes):
     """By every way to memory; a NaN stays one."""
     x = torch.arange(2**16).to(torch.int32).to(torch.uint16)
     out, n, edge = torch.zeros(7, x.numel(), dtype=torch.uint16), x.numel(), 3
-    run(every_access(THIS, HALVES[name], lanes), x.numpy(), out.numpy(), n, edge)
+    run(every_access(HALVES[name], lanes), x.numpy(), out.numpy(), n, edge)
     kind = getattr(torch, name)
     expected = x.view(kind).repeat(7, 1)
     expected[1].view(-1, 2, lanes)[:, 1, edge:] = 7
@@ -80,7 +79,7 @@ def test_every_pattern_widens_and_narrows_to_itself(name, lanes):
 
 
 @specialised
-def narrowed(this, dtype, lanes):
+def narrowed(dtype, lanes):
     def kernel(args, start, stop):
         x, out, n = pointer(args, 0, float32), pointer(args, 1, dtype), args[2]
         for at in range(0, n, lanes):
@@ -99,7 +98,7 @@ def test_numbers_are_rounded_to_nearest_even(name):
     x = torch.cat([(bits + half + d).view(torch.float32) for d in (-1, 0, 1)])
     x = torch.cat([exact, x, torch.randint(-(2**31), 2**31 - 1, (2**16,), dtype=torch.int32).view(torch.float32)])
     out = torch.zeros(x.numel(), dtype=torch.uint16)
-    run(narrowed(THIS, HALVES[name], 8), x.numpy(), out.numpy(), x.numel())
+    run(narrowed(HALVES[name], 8), x.numpy(), out.numpy(), x.numel())
     expected = x.to(kind)
     assert torch.equal(out.view(kind).isnan(), expected.isnan())
     numbers = ~expected.isnan()
@@ -107,7 +106,7 @@ def test_numbers_are_rounded_to_nearest_even(name):
 
 
 @specialised
-def side_by_side(this, dtype, lanes, rows, stride):
+def side_by_side(dtype, lanes, rows, stride):
     L = lanes
 
     def kernel(args, start, stop):
@@ -127,7 +126,7 @@ def test_rows_side_by_side(dtype, rows, stride):
     lanes, step = 4, 17
     x = np.arange(100, 100 + rows * step + 1).astype(str(dtype))
     out, back = np.zeros((stride, rows * lanes), x.dtype), np.zeros_like(x)
-    run(side_by_side(THIS, dtype, lanes, rows, stride), x, out, back, step)
+    run(side_by_side(dtype, lanes, rows, stride), x, out, back, step)
     taken = [x[1 + r * step : 1 + r * step + stride * lanes] for r in range(rows)]
     for p in range(stride):
         assert out[p].tolist() == np.concatenate([row[p::stride] for row in taken]).tolist()
@@ -138,7 +137,7 @@ def test_rows_side_by_side(dtype, rows, stride):
 
 
 @specialised
-def through_the_stack(this, lanes):
+def through_the_stack(lanes):
     L = lanes
 
     def kernel(args, start, stop):
@@ -157,5 +156,5 @@ def through_the_stack(this, lanes):
 def test_arrays_on_the_stack_keep_what_they_are_given():
     x, y = np.arange(64, dtype=np.float32), np.arange(64, dtype=np.int32) * -3
     expected = [a.reshape(8, 8)[::-1].reshape(-1).tolist() for a in (x, y)]
-    run(through_the_stack(THIS, 8), x, y, 64)
+    run(through_the_stack(8), x, y, 64)
     assert [x.tolist(), y.tolist()] == expected

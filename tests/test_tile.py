@@ -10,9 +10,8 @@ from fastpool.kernels.simd import between, bfloat16, float16, load, pointer, rep
 from fastpool.kernels.simd import phase as of
 from fastpool.kernels.tile import add_outer, columns, each, load_several, store_columns, store_tile, tile_of, tile_of_each
 from numba import float32, float64
-from test_simd import This, run
+from test_simd import run
 
-THIS = This("test_tile", __file__)
 FLOATS = {"f32": float32, "f64": float64}
 all_lanes = pytest.mark.parametrize("lanes", [4, 8, 16])
 floats = pytest.mark.parametrize("dtype", FLOATS)
@@ -25,7 +24,7 @@ def numbers(dtype, *shape):
 
 
 @specialised
-def built(this, dtype, lanes, rows, cols):
+def built(dtype, lanes, rows, cols):
     """Out rows: load_several, tile_of of it, tile_of_each, each of the last."""
     L, R, C = lanes, rows, cols
     whole = R * C
@@ -58,14 +57,14 @@ def built(this, dtype, lanes, rows, cols):
 def test_tiles_are_built(dtype, lanes, rows, cols):
     x = numbers(FLOATS[dtype], 3 + 16 * 4)
     out = np.full((cols + 3 * rows * cols) * lanes, NAN, x.dtype)
-    run(built(THIS, FLOATS[dtype], lanes, rows, cols), x, out)
+    run(built(FLOATS[dtype], lanes, rows, cols), x, out)
     several = x[3 : 3 + cols * lanes]
     by_row = np.repeat(x[5 : 5 + rows], cols * lanes)
     assert out.tolist() == np.concatenate([several, np.tile(several, rows), by_row, 2 * by_row + 1]).tolist()
 
 
 @specialised
-def multiplied(this, dtype, lanes, rows, cols, pieces, step):
+def multiplied(dtype, lanes, rows, cols, pieces, step):
     """Two steps of ``pieces`` times ``rows`` rows."""
     L, C, P, S = lanes, cols, pieces, step
     height, whole = rows * pieces, rows * cols * pieces
@@ -100,7 +99,7 @@ def test_an_outer_product_is_added(dtype, lanes, rows, cols, pieces, step):
     x[11] = 1 + np.finfo(kind).eps
     w[5 + cols * lanes] = 1 - np.finfo(kind).eps
     out = np.full(pieces * rows * cols * lanes, NAN, kind)
-    run(multiplied(THIS, FLOATS[dtype], lanes, rows, cols, pieces, step), x, w, out, 11, 29, 5)
+    run(multiplied(FLOATS[dtype], lanes, rows, cols, pieces, step), x, w, out, 11, 29, 5)
     expected = np.tile(w[: cols * lanes], (pieces * rows, 1))
     for at in range(2):
         weights = w[5 + at * cols * lanes :][: cols * lanes]
@@ -112,7 +111,7 @@ def test_an_outer_product_is_added(dtype, lanes, rows, cols, pieces, step):
 
 
 @specialised
-def turned(this, dtype, lanes):
+def turned(dtype, lanes):
     L = lanes
 
     @jitable
@@ -136,12 +135,12 @@ def turned(this, dtype, lanes):
 def test_columns_of_a_matrix(dtype, lanes):
     x = np.arange(lanes * lanes, dtype=str(FLOATS[dtype])).reshape(lanes, lanes)
     out = np.full_like(x, NAN)
-    run(turned(THIS, FLOATS[dtype], lanes), x, out)
+    run(turned(FLOATS[dtype], lanes), x, out)
     assert out.tolist() == x.T.tolist()
 
 
 @specialised
-def stored(this, dtype, lanes, rows, cols, pieces, pixel, by_columns, kind):
+def stored(dtype, lanes, rows, cols, pieces, pixel, by_columns, kind):
     """The tile whose numbers are x's in order, to y of dtype ``kind``; columns ``step`` apart, or rows."""
     L, C, P, X, whole = lanes, cols, pieces, pixel, rows * cols * pieces
 
@@ -187,7 +186,7 @@ def test_columns_are_stored(lanes, dtype, rows, cols, pieces, pixel):
     matrix, apart, step = x.reshape(pieces * rows, cols * lanes), rows * pixel + 3, pieces * (rows * pixel + 3) + 5
     for count in (0, 1, lanes - 1, cols * lanes - 1, cols * lanes, cols * lanes + 9):
         y, expected = (np.full(7 + step * cols * lanes, NAN, x.dtype) for _ in range(2))
-        run(stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, pixel, True, FLOATS[dtype]), x, y, 3, apart, 4, step, count, 0)
+        run(stored(FLOATS[dtype], lanes, rows, cols, pieces, pixel, True, FLOATS[dtype]), x, y, 3, apart, 4, step, count, 0)
         for row in range(pieces * rows):
             for column in range(min(count, cols * lanes)):
                 expected[3 + row // rows * apart + 4 + column * step + row % rows * pixel] = matrix[row, column]
@@ -199,7 +198,7 @@ def test_a_tile_is_stored(lanes, dtype, rows, cols, pieces, pixel):
     """The first rows, the first columns; what lies between and beside stays."""
     x = np.arange(1.0, 1 + pieces * rows * cols * lanes).astype(str(FLOATS[dtype]))
     matrix, step = x.reshape(pieces * rows, cols * lanes), cols * lanes * pixel + 3
-    apart, worker = rows * step + 2, stored(THIS, FLOATS[dtype], lanes, rows, cols, pieces, pixel, False, FLOATS[dtype])
+    apart, worker = rows * step + 2, stored(FLOATS[dtype], lanes, rows, cols, pieces, pixel, False, FLOATS[dtype])
     for height in (0, 1, pieces * rows - 1, pieces * rows, pieces * rows + 4):
         for count in (0, 1, lanes - 1, cols * lanes - 1, cols * lanes, cols * lanes + 9):
             y, expected = (np.full(7 + pieces * apart, NAN, x.dtype) for _ in range(2))
@@ -216,7 +215,7 @@ def test_sixteen_bits_are_stored_and_none_beside(kind, rows, pieces, pixel):
     """One row alone too: of a truncation and a mask of one lane LLVM makes a store of 32 bits."""
     x = np.arange(1.0, 1 + pieces * rows * 16).astype(np.float32)
     y = np.full(16 * 40, 77, np.uint16)
-    run(stored(THIS, float32, 16, rows, 1, pieces, pixel, True, kind), x, y, 0, 20, 0, 40, 16, 0)
+    run(stored(float32, 16, rows, 1, pieces, pixel, True, kind), x, y, 0, 20, 0, 40, 16, 0)
     found = (y.astype(np.uint32) << 16).view(np.float32) if kind == bfloat16 else y.view(np.float16).astype(np.float32)
     untouched = np.ones(y.size, bool)
     for row in range(pieces * rows):
@@ -227,7 +226,7 @@ def test_sixteen_bits_are_stored_and_none_beside(kind, rows, pieces, pixel):
 
 
 @specialised
-def one_lane(this, dtype, lane):
+def one_lane(dtype, lane):
     i = lane
 
     def kernel(args, start, stop):
@@ -240,7 +239,7 @@ def one_lane(this, dtype, lane):
 @pytest.mark.parametrize("lane", [0, 7, 15])
 def test_one_lane_of_sixteen_bits(kind, lane):
     y = np.full(17, 77, np.uint16)
-    run(one_lane(THIS, kind, lane), np.full(16, 2.0, np.float32), y)
+    run(one_lane(kind, lane), np.full(16, 2.0, np.float32), y)
     assert [i for i, value in enumerate(y) if value != 77] == [lane]
 
 

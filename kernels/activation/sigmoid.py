@@ -6,17 +6,17 @@ SiLU of -inf is NaN, as torch's.
 
 import math
 
-from ..number import absolute, exp, like, where
+from ..number import absolute, decay, like, where
 from . import Activation, rising, valley
 
 
 def sigmoid(x, p):
-    one, e = like(x, 1), exp(-absolute(x))
+    one, e = like(x, 1), decay(absolute(x))
     return where(x < like(x, 0), e, one) / (one + e)
 
 
 def sigmoid_derivative(x, p):
-    one, e = like(x, 1), exp(-absolute(x))
+    one, e = like(x, 1), decay(absolute(x))
     return e / ((one + e) * (one + e))
 
 
@@ -25,12 +25,12 @@ def sigmoid_slope(y, p):
 
 
 def silu(x, p):
-    e = exp(-absolute(x))
+    e = decay(absolute(x))
     return where(x < like(x, 0), x * e, x) / (like(x, 1) + e)
 
 
 def silu_derivative(x, p):
-    one, e = like(x, 1), exp(-absolute(x))
+    one, e = like(x, 1), decay(absolute(x))
     below = x < like(x, 0)
     whole = one + e
     return where(below, e, one) / whole * (one + x * (where(below, one, e) / whole))

@@ -4,7 +4,7 @@ Activation Function", 2019), x tanh(softplus(x)).
 
 import math
 
-from ..number import absolute, exp, expm1, like, log1p, where
+from ..number import absolute, decay, exp, expm1, like, log1p, where
 from . import Activation, Shape, rising, valley
 
 
@@ -15,17 +15,17 @@ def softplus(x, p):
 
 def softplus_derivative(x, p):
     one, z = like(x, 1), x * p[0]
-    e = exp(-absolute(z))
+    e = decay(absolute(z))
     return where(z > p[1], one, where(z < like(x, 0), e, one) / (one + e))
 
 
 def logsigmoid(x, p):
     zero = like(x, 0)
-    return where(x < zero, x, zero) - log1p(exp(-absolute(x)))
+    return where(x < zero, x, zero) - log1p(decay(absolute(x)))
 
 
 def logsigmoid_derivative(x, p):
-    one, e = like(x, 1), exp(-absolute(x))
+    one, e = like(x, 1), decay(absolute(x))
     return where(x < like(x, 0), one, e) / (one + e)
 
 
@@ -35,7 +35,7 @@ def logsigmoid_slope(y, p):
 
 def parts(x):
     """tanh(softplus(x)) as a / b, and b - a, by u = e^-|x|, which does not overflow."""
-    two, u, above = like(x, 2), exp(-absolute(x)), x > like(x, 0)
+    two, u, above = like(x, 2), decay(absolute(x)), x > like(x, 0)
     a = where(above, like(x, 1) + two * u, u * (u + two))
     rest = where(above, two * u * u, two)
     return a, a + rest, rest, u

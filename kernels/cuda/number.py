@@ -72,6 +72,14 @@ def erf(x):
     return math.erf(x)
 
 
+def decay(x):
+    return math.exp(-x)
+
+
+def ndtr(x):
+    return type(x)(0.5) * math.erfc(type(x)(-0.7071067811865476) * x)
+
+
 def any_lane(condition):
     return condition
 
