@@ -22,9 +22,9 @@ from .window import LARGEST, Adaptive, Bins, Ints, Window, check_shape, output_s
 if TYPE_CHECKING:
     from .kernels.pool import Selecting, Summing
 
-_BACKENDS = {"cpu": "fastpool.kernels.cpu.pooling"}
+_BACKENDS = {"cpu": "fastpool.kernels.cpu.pooling", "cuda": "fastpool.kernels.cuda.pooling"}
 _UNPOOLING = {"cpu": "fastpool.kernels.cpu.unpool"}
-_ELEMENTWISE = {"cpu": "fastpool.kernels.cpu.elementwise"}
+_ELEMENTWISE = {"cpu": "fastpool.kernels.cpu.elementwise", "cuda": "fastpool.kernels.cuda.elementwise"}
 _SEED = 0xFFFFFFFF
 
 
@@ -154,14 +154,22 @@ class Call:
 def kernels_for(
     device: torch.device, dtype: torch.dtype, caller: str, dtypes: Sequence[str], modules: Mapping[str, str] = _BACKENDS
 ) -> Any:
-    """The kernels for a device, imported on first use; NotImplementedError if there are none, or none for this dtype."""
+    """The kernels for a device, imported on first use; NotImplementedError if there are none, or none for this dtype, ImportError where
+    what CUDA's need is not installed."""
     module = modules.get(device.type)
     if module is None:
         raise NotImplementedError(f"{caller}: no kernels for device {str(device)!r}; {', '.join(modules)} works: x.cpu()")
     if name_of(dtype) not in dtypes:
         advice = "" if dtype.is_complex else ": x.float()"
         raise NotImplementedError(f"{caller}: not implemented for {name_of(dtype)}; {', '.join(dtypes)} work{advice}")
-    return importlib.import_module(module)
+    if device.type != "cuda":
+        return importlib.import_module(module)
+    try:
+        kernels = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{caller}: CUDA kernels need numba-cuda: pip install 'fastpool[cuda]' ({error})") from error
+    runtime.hand_over_streams()
+    return kernels.on(device.index)
 
 
 def dense_strides(shape: Sequence[int], rank: int, channels_last: bool) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from typing import NamedTuple
@@ -47,6 +48,14 @@ def _start() -> None:
         if torch.get_num_threads() != count:
             torch.set_num_threads(count)
         _started = True
+
+
+@functools.cache
+def hand_over_streams() -> None:
+    """CUDA kernels are launched on the stream that is torch's current one at each launch."""
+    from .kernels.cuda import launch
+
+    launch.stream_of = lambda device: torch.cuda.current_stream(device).cuda_stream
 
 
 class ThreadingLayer(NamedTuple):

@@ -58,7 +58,7 @@ loaded_here = []
 DAY = 24 * 3600
 UNUSED = 30 * DAY
 """Seconds after which a file that no process loads is deleted."""
-_OURS = re.compile(r"[\w.]+(-[0-9a-f]{8,24}){1,2}(\.bin|-\w+\.tmp)")
+_OURS = re.compile(r"[\w.]+(-[0-9a-f]{8,24}){1,2}(\.bin|\.ptx|-\w+\.tmp)")
 
 
 @functools.cache
@@ -169,47 +169,65 @@ def _describe(constant):
     return f"{constant.name}@{'+'.join(map(_digest, sources))}" if sources else repr(constant)
 
 
-class _DiskCache(_Cache):
-    """One compiled function in one file, named by what it was compiled from; written whole or not at all."""
+class File:
+    """What was compiled under ``name``, in one file, named by what it was compiled from; written whole or not at all."""
 
-    def __init__(self, name, key, path):
-        self._name = name
-        self._impl = CompileResultCacheImpl.__new__(CompileResultCacheImpl)
-        common = _common_digest(path)
+    def __init__(self, name, key, path, suffix=".bin"):
+        common = _common_digest(Path(path))
         digest = hashlib.sha256(f"{common} {key}".encode()).hexdigest()
+        self.name = name
         # The common digest by itself tells whose files they are.
-        self._path = directory() / f"{name}-{common[:8]}-{digest[:16]}.bin"
+        self.path = directory() / f"{name}-{common[:8]}-{digest[:16]}{suffix}"
 
-    @property
-    def cache_path(self):
-        return str(self._path.parent)
-
-    def load_overload(self, sig, target_context):
-        target_context.refresh()  # links the runtime's symbols, which compiling would have done
+    def read(self):
+        """Its bytes; None: there is none."""
         try:
-            payload = pickle.loads(self._path.read_bytes())
-        except FileNotFoundError:
+            payload = self.path.read_bytes()
+        except OSError:
             return None
-        except Exception:  # a file of another format or a torn one: pickle raises nearly anything
-            return None
-        loaded_here.append(self._name)
         with contextlib.suppress(OSError):  # prune goes by the time of the last change: those of access are often switched off
-            if self._path.stat().st_mtime < time.time() - DAY:
-                os.utime(self._path)
-        return self._impl.rebuild(target_context, payload)
+            if self.path.stat().st_mtime < time.time() - DAY:
+                os.utime(self.path)
+        return payload
 
-    def save_overload(self, sig, cres):
-        compiled_here.append(self._name)
-        payload = pickle.dumps(self._impl.reduce(cres))
+    def write(self, payload):
         with contextlib.suppress(OSError):  # a full or read-only disk costs the next process a compilation, nothing else
             _prune_once()
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f"{self._path.stem}-", suffix=".tmp")
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.stem}-", suffix=".tmp")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(payload)
-                os.replace(temporary, self._path)
+                os.replace(temporary, self.path)
             except OSError:
                 os.unlink(temporary)
+
+
+class _DiskCache(_Cache):
+    """One compiled function of Numba's in a ``File``."""
+
+    def __init__(self, name, key, path):
+        self._file = File(name, key, path)
+        self._impl = CompileResultCacheImpl.__new__(CompileResultCacheImpl)
+
+    @property
+    def cache_path(self):
+        return str(self._file.path.parent)
+
+    def load_overload(self, sig, target_context):
+        target_context.refresh()  # links the runtime's symbols, which compiling would have done
+        payload = self._file.read()
+        if payload is None:
+            return None
+        try:
+            payload = pickle.loads(payload)
+        except Exception:  # a file of another format or a torn one: pickle raises nearly anything
+            return None
+        loaded_here.append(self._file.name)
+        return self._impl.rebuild(target_context, payload)
+
+    def save_overload(self, sig, cres):
+        compiled_here.append(self._file.name)
+        self._file.write(pickle.dumps(self._impl.reduce(cres)))
 
     def enable(self):
         pass
@@ -218,7 +236,7 @@ class _DiskCache(_Cache):
         pass
 
     def flush(self):
-        self._path.unlink(missing_ok=True)
+        self._file.path.unlink(missing_ok=True)
 
 
 class _NoCache(NullCache):
@@ -233,12 +251,17 @@ class _NoCache(NullCache):
 
 def cache(name, key, path):
     """The cache of one compiled function called ``name`` that is determined by the text ``key`` and the file it is written in."""
-    return _DiskCache(name, key, Path(path)) if directory() else _NoCache(name)
+    return _DiskCache(name, key, path) if directory() else _NoCache(name)
 
 
 def nest_name(factory):
     """What a factory of workers is called: 'contiguous.forward'."""
     return f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}"
+
+
+def key_of(factory, constants):
+    """Text that changes with what ``factory(*constants)`` makes, apart from the sources of its file."""
+    return f"{factory.__module__}.{factory.__qualname__}({', '.join(map(_describe, constants))})"
 
 
 def specialised(factory):
@@ -250,10 +273,9 @@ def specialised(factory):
     @functools.cache
     def compiled(*constants):
         name = nest_name(factory)
-        key = f"{factory.__module__}.{factory.__qualname__}({', '.join(map(_describe, constants))})"
         # numpy's error model: no branch for a division by zero in a worker, which could not raise.
         worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"}, Whole)
-        worker._cache = cache(name, key, factory.__code__.co_filename)
+        worker._cache = cache(name, key_of(factory, constants), factory.__code__.co_filename)
         worker.compile()
         return Worker(name, worker.address, _SERIAL(worker.address), worker._library)
 

@@ -11,10 +11,11 @@ import numpy as np
 from numba import int64
 
 from ..compile import nest_name, specialised
+from ..geometry import Geometry
 from ..launch import share
 from ..simd import integers, load, native_lanes, pointer, pointer_at, stacked, store
 from . import blocking, channel_lanes, channels_last, choice, contiguous, convolution, pixel_lanes
-from .geometry import Geometry, itemsize, stored_dtype
+from .geometry import itemsize, stored_dtype
 from .number import jitable
 from .pooling import Plan
 

@@ -1,14 +1,11 @@
-"""What the CPU's nests are told of a pooling: its geometry, as the backend describes it, and tables of its windows.
+"""What the CPU's nests are told of a pooling's geometry: tables of its windows.
 
-``window`` is any object like fastpool.window's with three axes, or None for global pooling.  Along an axis the nests know a window from
-tables, so that padding, dilation, ceil_mode and adaptive bins are all the same to them:
+Along an axis the nests know a window from tables, so that padding, dilation, ceil_mode and adaptive bins are all the same to them:
 
 * spans: for each output three int64, the position of tap 0 (in padding at times), the first tap inside, and the end of those;
 * the windows of an input position: int64 offsets where each one's begin, then (output, tap) pairs;
 * counts, in the dtype computed in, whose product over the axes is what an average divides by.
 """
-
-from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -20,23 +17,6 @@ LEAST_LANES = 4
 
 PADDING = 64
 """Elements that tables by column are longer than a row, for a last block that runs over its end."""
-
-
-class Geometry(NamedTuple):
-    """What a plan depends on besides the reduction: an input's layout and the window on it.  Axes: N, C, D, H, W."""
-
-    dtype: str
-    shape: tuple[int, int, int, int, int]
-    strides: tuple[int, int, int, int, int]
-    channels_last: bool
-    window: Any
-    include_pad: bool = True
-    divisor: int | None = None
-
-    @property
-    def end(self):
-        """One past the last element, counted from the first."""
-        return sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
 
 
 _STORED = {"float16": float16, "bfloat16": bfloat16, "bool": numba.uint8}

@@ -5,9 +5,10 @@ Raw geometry in (geometry.py), addresses and ints out; which nest it is, choice.
 
 import functools
 
+from ..geometry import Geometry
 from ..launch import bits, launch, pack, packer
 from . import choice, positions
-from .geometry import Geometry, Tables, itemsize, stored_dtype
+from .geometry import Tables, itemsize, stored_dtype
 
 SERIAL_BYTES = 1 << 16
 """Below this much input a second thread costs more than it brings: handing over takes about 3 us, 64 KiB from L2 about 1 us."""

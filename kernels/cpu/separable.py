@@ -13,6 +13,7 @@ job is one plane, or a register of channels of one image, at one depth; windows 
 
 from numba import int32, int64
 
+from ..arithmetic import gift
 from ..compile import specialised
 from ..pool import Selecting
 from ..simd import (
@@ -36,7 +37,7 @@ from ..simd import (
     where,
 )
 from .number import jitable
-from .reduction import arithmetic, arrays, bare, gift, members
+from .reduction import arithmetic, arrays, bare, members
 
 TILE = {False: 128, True: 16}
 """Columns that are worked on together, by channels_last: their segment of MOST rows stays in L2."""

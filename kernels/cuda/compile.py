@@ -1,0 +1,98 @@
+"""PTX of CUDA kernels, made without a driver or a device, and where it is kept.
+
+``@specialised`` turns a factory of Python functions into a factory of ``Kernel``s: what reaches the GPU, and what the tests execute on a
+CPU, is the very text that ``Kernel.ptx`` returns.
+"""
+
+import contextlib
+import functools
+import threading
+import types
+from typing import Any
+
+import numba
+import numba_cuda
+import numpy as np
+from numba import cuda
+
+from ..compile import File, compiled_here, directory, key_of, loaded_here, nest_name
+
+CAPABILITIES = (7, 5), (8, 0), (9, 0), (10, 0)
+"""Compute capabilities that code is made for; a device takes the last that it is not below."""
+
+_compiling = threading.RLock()
+
+
+def capability(device):
+    """The one of ``CAPABILITIES`` for a device of this compute capability; RuntimeError if it is older than all."""
+    found = [cc for cc in CAPABILITIES if cc <= tuple(device)]
+    if not found:
+        raise RuntimeError(f"fastpool's CUDA kernels need compute capability {CAPABILITIES[0]} or later, the device has {tuple(device)}")
+    return found[-1]
+
+
+@contextlib.contextmanager
+def _for(cc):
+    """Device functions compile for this capability: numba-cuda asks the current device otherwise, of which there may be none."""
+    from numba.cuda import dispatcher
+
+    with _compiling:
+        asked = dispatcher.get_current_device
+        dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=cc)
+        try:
+            yield
+        finally:
+            dispatcher.get_current_device = asked
+
+
+class Kernel:
+    """A kernel by its constants."""
+
+    def __init__(self, factory, constants):
+        self.name = nest_name(factory)
+        self._factory, self._constants, self._key = factory, constants, key_of(factory, constants)
+        self._texts: dict[Any, str] = {}
+
+    @functools.cached_property
+    def _made(self):
+        return self._factory(*self._constants)
+
+    @functools.cached_property
+    def converters(self):
+        """What makes an argument of each parameter, in their order: an int of an address, a numpy scalar of a number."""
+        _, signature = self._made
+        return tuple(int if isinstance(kind, numba.types.CPointer) else getattr(np, kind.name) for kind in signature)
+
+    def ptx(self, cc):
+        """The text for one of ``CAPABILITIES``."""
+        if cc not in self._texts:
+            self._texts[cc] = self._loaded(cc)
+        return self._texts[cc]
+
+    def _loaded(self, cc):
+        file = (
+            File(self.name, f"{self._key} {cc} {numba_cuda.__version__}", self._factory.__code__.co_filename, ".ptx")
+            if directory()
+            else None
+        )
+        payload = file and file.read()
+        if payload:
+            loaded_here.append(self.name)
+            return payload.decode()
+        function, signature = self._made
+        with _for(cc):
+            text, _ = cuda.compile_ptx(function, signature, cc=cc)
+        compiled_here.append(self.name)
+        if file:
+            file.write(text.encode())
+        return text
+
+
+def specialised(factory):
+    """``factory(*constants)`` returns (a Python function, the types of its arguments); the decorated one a ``Kernel``."""
+
+    @functools.cache
+    def kernel(*constants):
+        return Kernel(factory, constants)
+
+    return functools.wraps(factory)(kernel)

@@ -1,0 +1,157 @@
+"""Pooling on CUDA, for the backend: from shapes and strides to launches, once for each, then from a cache.
+
+As kernels/cpu/pooling.py, of a device: ``on(index)`` has ``forward``, ``backward`` and ``flat_positions``, which give plans to ``run``.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from ..geometry import Geometry
+from . import whole_map, windows
+from .launch import launch
+from .number import divisor_of
+
+THREADS = 256
+"""Of a block."""
+
+MOST = 2**31 - 1
+"""Elements that one launch counts: indices are uint32, divided as numbers below 2^31."""
+
+
+class Plan:
+    """Launches of one kernel over parts of a batch."""
+
+    parallel = False
+    """No threads of the CPU."""
+
+    def __init__(self, device, kernel, launches, itemsizes):
+        self.device, self.kernel = device, kernel
+        self.itemsizes = itemsizes
+        """Bytes of an element of each address."""
+        self.launches = launches
+        """(blocks, threads, elements into each address, numbers)"""
+
+    def run(self, addresses, threads, *more):
+        """Do it on the device's current stream: ``addresses``, then the numbers, then ``more`` (seed, parameters)."""
+        converters, count = self.kernel.converters, len(addresses)
+        for blocks, block, steps, numbers in self.launches:
+            moved = [address and address + step * size for address, step, size in zip(addresses, steps, self.itemsizes, strict=True)]
+            given = (*numbers, *more)
+            given += (0,) * (len(converters) - count - len(given))
+            launch(self.kernel, blocks, block, [*moved, *(f(v) for f, v in zip(converters[count:], given, strict=True))], self.device)
+
+
+def itemsize(name):
+    """Bytes of a dtype of this name."""
+    return {"bool": 1, "bfloat16": 2}.get(name) or np.dtype(name).itemsize
+
+
+def bits(value, dtype):
+    """A parameter as ``run`` takes it."""
+    return value
+
+
+class _Window:
+    """A pooling's window, or the whole map, as kernels are specialised by it."""
+
+    def __init__(self, geometry):
+        self.geometry = geometry
+        (_, C, *self.sizes), window = geometry.shape, geometry.window
+        self.channels, self.whole = C, window is None
+        self.padding = (0, 0, 0)
+        self.out = (1, 1, 1)
+        if window:
+            self.out = tuple(len(window.spans(axis, size)[0]) for axis, size in enumerate(self.sizes))
+            self.padding = window.padding
+            self.constants = window.kernel_size, window.stride, window.dilation
+
+    def parts(self, per_image):
+        """(first image, images) of each launch, no one of more than MOST elements, of which an image has ``per_image``."""
+        n, (_, *shape), (step, *strides) = self.geometry.shape[0], self.geometry.shape, self.geometry.strides
+        extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+        most = MOST // max(per_image, extent, step)
+        if most == 0:
+            raise NotImplementedError(f"one image of {tuple(shape)} has more than {MOST} elements: no CUDA kernel counts so far")
+        return [(first, min(most, n - first)) for first in range(0, n, most)]
+
+    def divisors(self, *sizes):
+        return [number for size in sizes for number in divisor_of(size)]
+
+
+def _blocks(count, threads=THREADS):
+    return -(-count // threads)
+
+
+class Device:
+    """The plans of one device."""
+
+    Geometry = staticmethod(Geometry)
+    bits = staticmethod(bits)
+
+    def __init__(self, index):
+        self.index = index
+        self.forward, self.backward, self.flat_positions = map(
+            functools.lru_cache(maxsize=4096), (self._forward, self._backward, self._flat_positions)
+        )
+
+    def _forward(self, kind, geometry, saved, saves):
+        """Arguments of ``run``: x, y, saved; then the seed's two halves and the parameters."""
+        W, dtype, last = _Window(geometry), geometry.dtype, geometry.channels_last
+        outputs, itemsizes = W.channels * math.prod(W.out), (itemsize(dtype), itemsize(dtype), itemsize(saved or "uint8"))
+        plans = []
+        if W.whole:
+            kernel = whole_map.forward(kind, dtype, saved or "uint8", saves, last)
+            side = whole_map.CHANNELS if last else 1
+            for first, images in W.parts(W.channels):
+                maps = images * W.channels
+                numbers = [maps, *W.divisors(W.channels, *W.sizes[1:]), math.prod(W.sizes), *geometry.strides]
+                steps = first * geometry.strides[0], first * outputs, first * outputs
+                plans.append((_blocks(maps, side), whole_map.THREADS, steps, numbers))
+            return _Seedless(self.index, kernel, plans, itemsizes)
+        kernel = windows.forward(kind, dtype, saved or "uint8", saves, last, *W.constants, geometry.include_pad, geometry.divisor)
+        for first, images in W.parts(outputs):
+            total = images * outputs
+            numbers = [total, *W.divisors(W.channels, *W.out), *W.sizes, *geometry.strides, *W.padding, first * W.channels]
+            plans.append((_blocks(total), THREADS, (first * geometry.strides[0], first * outputs, first * outputs), numbers))
+        return Plan(self.index, kernel, plans, itemsizes)
+
+    def _backward(self, kind, geometry, saved):
+        """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
+        kind = getattr(kind, "routed", None) or kind
+        W, dtype, last = _Window(geometry), geometry.dtype, geometry.channels_last
+        elements, outputs = W.channels * math.prod(W.sizes), W.channels * math.prod(W.out)
+        if W.whole:
+            kernel, rest, more = whole_map.backward(kind, dtype, saved, last), [math.prod(W.sizes)], []
+        else:
+            kernel = windows.backward(kind, dtype, saved, last, *W.constants, geometry.include_pad, geometry.divisor)
+            rest, more = list(W.out), list(W.padding)
+        plans = []
+        for first, images in W.parts(max(elements, outputs)):
+            total = images * elements
+            numbers = [total, *W.divisors(W.channels, *W.sizes), *rest, *geometry.strides, *more]
+            steps = first * elements, first * outputs, first * outputs, first * geometry.strides[0], first * outputs
+            plans.append((_blocks(total), THREADS, steps, numbers))
+        own = itemsize(dtype)
+        return Plan(self.index, kernel, plans, (own, own, itemsize(saved or "uint8"), own, own))
+
+    def _flat_positions(self, geometry, saved):
+        """Arguments of ``run``: flat (int64), saved; both dense in geometry's layout."""
+        W = _Window(geometry)
+        kernel, outputs = windows.flat_positions(saved, geometry.channels_last, *W.constants), W.channels * math.prod(W.out)
+        plans = []
+        for first, images in W.parts(outputs):
+            numbers = [images * outputs, *W.divisors(W.channels, *W.out), *W.sizes, *W.padding]
+            plans.append((_blocks(images * outputs), THREADS, (first * outputs,) * 2, numbers))
+        return Plan(self.index, kernel, plans, (8, itemsize(saved)))
+
+
+class _Seedless(Plan):
+    """Of a kernel that draws nothing, and is told no seed."""
+
+    def run(self, addresses, threads, *more):
+        super().run(addresses, threads, *more[2:])
+
+
+on = functools.cache(Device)

@@ -1,0 +1,149 @@
+"""CUDA kernels of global pooling: a block of threads shares maps, and combines what each has found through shared memory."""
+
+import functools
+from typing import Any, NamedTuple
+
+from numba import cuda, int32, types, uint32
+
+from ..arithmetic import bare, members, tupled
+from .compile import specialised
+from .number import arithmetic, computed, device, quotient_of, read, stored, written
+from .windows import PARAMETERS, first_parameters, place, thread
+
+THREADS = 256
+"""Of a block: as many share one contiguous map; in channels_last CHANNELS stand side by side, and THREADS // CHANNELS share each."""
+
+CHANNELS = 32
+"""A warp's, which read 128 bytes of float32 together."""
+
+
+class _Shelf(NamedTuple):
+    """Places in shared memory for the states of a block's threads."""
+
+    make: Any
+    """() -> an array for each member"""
+    put: Any
+    """(arrays, i, state)"""
+    get: Any
+    """(arrays, i) -> state"""
+
+
+@functools.cache
+def _shelf(parts):
+    """Of states with members of these dtypes; as recursions, for each array is of its own type."""
+    dtype, one = parts[-1], len(parts) == 1
+    make_rest, put_rest, get_rest = (None,) * 3 if one else _shelf(parts[:-1])
+
+    @device
+    def make_one():
+        return (cuda.shared.array(THREADS, dtype),)
+
+    @device
+    def make():
+        return (*make_rest(), cuda.shared.array(THREADS, dtype))
+
+    @device
+    def put_one(arrays, i, state):
+        arrays[0][i] = state[0]
+
+    @device
+    def put(arrays, i, state):
+        put_rest(arrays[:-1], i, state[:-1])
+        arrays[-1][i] = state[-1]
+
+    @device
+    def get_one(arrays, i):
+        return (arrays[0][i],)
+
+    @device
+    def get(arrays, i):
+        return (*get_rest(arrays[:-1], i), arrays[-1][i])
+
+    return _Shelf(make_one, put_one, get_one) if one else _Shelf(make, put, get)
+
+
+@specialised
+def forward(kind, dtype, saved, saves, last):
+    """Arguments: x, y, saved; N * C; C, H and W as divisors; elements of a map; x's strides; the reduction's parameters.
+
+    A block of the grid: a map, or CHANNELS maps of channels_last.
+    """
+    A, real, keeps = arithmetic(kind), computed(dtype), stored(saved)
+    begin, step, combine, finish = A.begin, A.step, A.combine, A.finish
+    parts = members(kind, real, int32)
+    (arrays_of, put, get), together, apart = _shelf(parts), tupled(len(parts), device), bare(len(parts), device)
+    side = CHANNELS if last else 1
+    sharing = THREADS // side
+    take, write, first_of = read(dtype), written(dtype), first_parameters(len(kind.parameters))
+    one = uint32(1)
+
+    def kernel(x, y, kept, maps, C, mC, sC, H, mH, sH, W, mW, sW, size, in_n, in_c, in_d, in_h, in_w, a0, a1, a2, a3, a4, a5):
+        me = uint32(cuda.threadIdx.x)
+        lane, rank = uint32(me % uint32(side)), uint32(me // uint32(side))
+        map = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(side)) + lane)
+        p = first_of(a0, a1, a2, a3, a4, a5)
+        zero = real(0)
+        state = begin(zero, int32(rank), zero, zero)
+        if map < maps:
+            n, c = quotient_of(map, C, mC, sC)
+            base = uint32(uint32(n * in_n) + uint32(c * in_c))
+            at = rank
+            while at < size:
+                q, w = quotient_of(at, W, mW, sW)
+                d, h = quotient_of(q, H, mH, sH)
+                where = uint32(base + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
+                state = step(state, take(x[where]), int32(at), p)
+                at = uint32(at + uint32(sharing))
+        arrays = arrays_of()
+        put(arrays, me, together(state))
+        cuda.syncthreads()
+        half = uint32(sharing // 2)
+        while half > uint32(0):
+            if rank < half:
+                state = combine(state, apart(get(arrays, uint32(me + uint32(half * uint32(side))))))
+                put(arrays, me, together(state))
+            cuda.syncthreads()
+            half = uint32(half >> one)
+        if rank == uint32(0) and map < maps:
+            value, rest = finish(state, real(size), real(size), p)
+            y[map] = write(value)
+            if saves:
+                kept[map] = keeps(rest)
+
+    number = types.float64 if dtype == "float64" else types.float32
+    pointers = map(types.CPointer, (stored(dtype), stored(dtype), keeps))
+    return kernel, (*pointers, *(uint32,) * (1 + 9 + 1 + 5), *(number,) * PARAMETERS)
+
+
+@specialised
+def backward(kind, dtype, saved, last):
+    """Arguments: gx, gy, saved, x, y; elements of gx; C, D, H and W as divisors; elements of a map; x's strides; the reduction's
+    parameters.  A thread an element of the input."""
+    A, real = arithmetic(kind), computed(dtype)
+    share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
+    where, take, write, first_of = place(last), read(dtype), written(dtype), first_parameters(len(kind.parameters))
+    rest_of = int32 if kind.selects else real
+
+    def kernel(
+        gx, gy, kept, x, y, total, C, mC, sC, D, mD, sD, H, mH, sH, W, mW, sW, size, in_n, in_c, in_d, in_h, in_w,
+        a0, a1, a2, a3, a4, a5,
+    ):  # fmt: skip
+        t = thread()
+        if t >= total:
+            return
+        n, c, d, h, w = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
+        p = first_of(a0, a1, a2, a3, a4, a5)
+        zero, map = real(0), uint32(uint32(n * C) + c)
+        value, result = zero, zero
+        if reads_values:
+            at = uint32(uint32(n * in_n) + uint32(c * in_c))
+            value = take(x[uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))])
+            result = take(y[map])
+        rest = rest_of(kept[map]) if reads_saved else rest_of(0)
+        tap = int32(uint32(uint32(uint32(uint32(d * H) + h) * W) + w))
+        gx[t] = write(share(take(gy[map]), value, result, rest, tap, real(size), real(size), p))
+
+    number = types.float64 if dtype == "float64" else types.float32
+    own = stored(dtype)
+    pointers = map(types.CPointer, (own, own, stored(saved or "uint8"), own, own))
+    return kernel, (*pointers, *(uint32,) * (1 + 12 + 1 + 5), *(number,) * PARAMETERS)

@@ -1,0 +1,362 @@
+"""CUDA kernels of pooling over windows: a thread an output, and, for the gradient, a thread an element of the input.
+
+Threads follow memory: along the width, or the channels of channels_last.  The gradient gathers from the windows that hold an element:
+no atomics, the same sum every time.
+"""
+
+import functools
+
+from numba import cuda, int32, int64, types, uint32, uint64
+
+from .. import random
+from .compile import specialised
+from .number import arithmetic, compiled, computed, device, quotient_of, read, stored, written
+
+PARAMETERS = 6
+"""Of a reduction and the activation in it, at most: kernels take so many always."""
+
+UNROLLED = 36
+"""Taps up to which a window is written out."""
+
+DIVISOR = (uint32,) * 3
+
+
+@functools.cache
+def first_parameters(count):
+    """(all six) -> the tuple of the first ``count``."""
+    return device(
+        (
+            lambda a, b, c, d, e, f: (),
+            lambda a, b, c, d, e, f: (a,),
+            lambda a, b, c, d, e, f: (a, b),
+            lambda a, b, c, d, e, f: (a, b, c),
+            lambda a, b, c, d, e, f: (a, b, c, d),
+            lambda a, b, c, d, e, f: (a, b, c, d, e),
+            lambda a, b, c, d, e, f: (a, b, c, d, e, f),
+        )[count]
+    )
+
+
+@functools.cache
+def _axis(K, S, D):
+    """(o, size, P, outs) -> (position of tap 0, wrapped; the first tap inside; the end of those) of output o along one axis.
+
+    S = 0: bins of adaptive pooling.
+    """
+    K, S, D, one = uint32(K), uint32(S), uint32(D), uint32(1)
+
+    @device
+    def regular(o, size, P, outs):
+        at, reach = uint32(o * S), uint32(size + P)
+        first = uint32(uint32(uint32(P - at) + uint32(D - one)) // D) if at < P else uint32(0)
+        end = uint32(uint32(uint32(reach - at) + uint32(D - one)) // D) if at < reach else uint32(0)
+        first = first if first < K else K
+        end = end if end < K else K
+        return uint32(at - P), first, (end if end > first else first)
+
+    @device
+    def bins(o, size, P, outs):
+        begin = uint32(uint64(uint64(o) * uint64(size)) // uint64(outs))
+        end = uint32(uint64(uint64(uint64(uint64(o) + uint64(1)) * uint64(size)) + uint64(uint64(outs) - uint64(1))) // uint64(outs))
+        return begin, uint32(0), uint32(end - begin)
+
+    return regular if S else bins
+
+
+@functools.cache
+def _holders(K, S, D):
+    """(i, size, P, outs) -> (first, end) of the outputs whose windows may hold position i along one axis."""
+    extent, S, one = uint32(D * (K - 1) + 1), uint32(S), uint32(1)
+
+    @device
+    def regular(i, size, P, outs):
+        at = uint32(i + P)
+        first = uint32(uint32(uint32(at - extent) // S) + one) if at >= extent else uint32(0)
+        end = uint32(uint32(at // S) + one)
+        return first, (end if end < outs else outs)
+
+    @device
+    def bins(i, size, P, outs):
+        first = uint32(uint64(uint64(i) * uint64(outs)) // uint64(size))
+        last = uint32(uint64(uint64(uint64(uint64(i) + uint64(1)) * uint64(outs)) - uint64(1)) // uint64(size))
+        return first, uint32(last + one)
+
+    return regular if S else bins
+
+
+@functools.cache
+def _taps(step, neutral, name, kernel_size, dilation, unrolled):
+    """(state, x, base, d, h, w, spans, sizes, strides, p) -> the state after a window's taps in rising order."""
+    (KD, KH, KW), (DD, DH, DW) = kernel_size, map(uint32, dilation)
+    take, real = read(name), computed(name)
+    uKH, uKW, one = uint32(KH), uint32(KW), uint32(1)
+
+    @device
+    def written_out(state, x, base, d, h, w, spans, sizes, strides, p):
+        fill = neutral(real(0))
+        for kd in range(KD):
+            id = uint32(d + uint32(uint32(kd) * DD))
+            for kh in range(KH):
+                ih = uint32(h + uint32(uint32(kh) * DH))
+                row = uint32(base + uint32(uint32(id * strides[0]) + uint32(ih * strides[1])))
+                for kw in range(KW):
+                    iw = uint32(w + uint32(uint32(kw) * DW))
+                    value = fill
+                    # A position before 0 has wrapped to beyond the size.  Only the load depends on it, so that all are asked for at once.
+                    if id < sizes[0] and ih < sizes[1] and iw < sizes[2]:
+                        value = take(x[uint32(row + uint32(iw * strides[2]))])
+                    state = step(state, value, int32((kd * KH + kh) * KW + kw), p)
+        return state
+
+    @device
+    def looped(state, x, base, d, h, w, spans, sizes, strides, p):
+        kd = spans[0]
+        while kd < spans[1]:
+            id = uint32(d + uint32(kd * DD))
+            kh = spans[2]
+            while kh < spans[3]:
+                ih = uint32(h + uint32(kh * DH))
+                row = uint32(base + uint32(uint32(id * strides[0]) + uint32(ih * strides[1])))
+                line = uint32(uint32(uint32(kd * uKH) + kh) * uKW)
+                kw = spans[4]
+                while kw < spans[5]:
+                    iw = uint32(w + uint32(kw * DW))
+                    value = take(x[uint32(row + uint32(iw * strides[2]))])
+                    state = step(state, value, int32(uint32(line + kw)), p)
+                    kw = uint32(kw + one)
+                kh = uint32(kh + one)
+            kd = uint32(kd + one)
+        return state
+
+    return written_out if unrolled else looped
+
+
+@functools.cache
+def place(last):
+    """(t, C, D, H, W as divisors) -> (n, c, d, h, w) of the element t of a dense tensor."""
+
+    @device
+    def contiguous(t, C, D, H, W):
+        q, w = quotient_of(t, W[0], W[1], W[2])
+        q, h = quotient_of(q, H[0], H[1], H[2])
+        q, d = quotient_of(q, D[0], D[1], D[2])
+        n, c = quotient_of(q, C[0], C[1], C[2])
+        return n, c, d, h, w
+
+    @device
+    def channels_last(t, C, D, H, W):
+        q, c = quotient_of(t, C[0], C[1], C[2])
+        q, w = quotient_of(q, W[0], W[1], W[2])
+        q, h = quotient_of(q, H[0], H[1], H[2])
+        n, d = quotient_of(q, D[0], D[1], D[2])
+        return n, c, d, h, w
+
+    return channels_last if last else contiguous
+
+
+@functools.cache
+def index(last):
+    """(n, c, d, h, w, C, D, H, W) -> the element's place in a dense tensor of these sizes."""
+
+    @device
+    def contiguous(n, c, d, h, w, C, D, H, W):
+        return uint32(uint32(uint32(uint32(uint32(uint32(uint32(uint32(n * C) + c) * D) + d) * H) + h) * W) + w)
+
+    @device
+    def channels_last(n, c, d, h, w, C, D, H, W):
+        return uint32(uint32(uint32(uint32(uint32(uint32(uint32(uint32(n * D) + d) * H) + h) * W) + w) * C) + c)
+
+    return channels_last if last else contiguous
+
+
+@device
+def thread():
+    """This thread's number in the grid."""
+    return uint32(uint32(uint32(cuda.blockIdx.x) * uint32(cuda.blockDim.x)) + uint32(cuda.threadIdx.x))
+
+
+@functools.cache
+def _along(K, S, D, include_pad):
+    """(o, size, P, outs) -> how many taps of output o along one axis an average counts."""
+    axis = _axis(K, S, D)
+
+    @device
+    def inside(o, size, P, outs):
+        _, first, end = axis(o, size, P, outs)
+        return uint32(end - first)
+
+    @device
+    def padded(o, size, P, outs):
+        # Padding is a larger input, with none around it.
+        _, first, end = axis(o, uint32(size + uint32(P + P)), uint32(0), outs)
+        return uint32(end - first)
+
+    return padded if include_pad else inside
+
+
+@functools.cache
+def _count(windows, include_pad, divisor, real):
+    """(od, oh, ow, sizes, outputs, paddings) -> what an average divides by."""
+    along_d, along_h, along_w = (_along(*of, include_pad) for of in windows)
+
+    @device
+    def counted(od, oh, ow, sizes, outputs, paddings):
+        d = along_d(od, sizes[0], paddings[0], outputs[0])
+        h = along_h(oh, sizes[1], paddings[1], outputs[1])
+        w = along_w(ow, sizes[2], paddings[2], outputs[2])
+        return real(uint32(uint32(d * h) * w))
+
+    @device
+    def given(od, oh, ow, sizes, outputs, paddings):
+        return real(divisor)
+
+    return given if divisor is not None else counted
+
+
+def _windows(kernel_size, stride, dilation):
+    return tuple(zip(kernel_size, stride, dilation, strict=True))
+
+
+def _signature(pointers, divisors, plain, real, name):
+    number = types.float64 if name == "float64" else types.float32
+    return (*map(types.CPointer, pointers), *(uint32,) * (3 * divisors + plain), *(number,) * PARAMETERS)
+
+
+@specialised
+def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, include_pad, divisor):
+    """Arguments: x, y, saved; outputs; C, OD, OH and OW as divisors; D, H, W; x's strides of N, C, D, H and W; the paddings; the number of
+    the first plane; the seed's halves; the reduction's parameters."""
+    A, real, keeps = arithmetic(kind), computed(dtype), stored(saved)
+    begin, finish, surveys, draws = A.begin, A.finish, A.surveys, kind.draws
+    KD, KH, KW = kernel_size
+    taps = KD * KH * KW
+    unrolled = taps <= UNROLLED and 0 not in stride
+    window = _taps(A.step, A.neutral, dtype, kernel_size, dilation, unrolled)
+    survey = _taps(A.survey, A.neutral, dtype, kernel_size, dilation, unrolled) if surveys else None
+    along_d, along_h, along_w = (_axis(*of) for of in _windows(kernel_size, stride, dilation))
+    counts = _count(_windows(kernel_size, stride, dilation), include_pad, divisor, real)
+    uniform = compiled(random.uniform)
+    where, first_of, write = place(last), first_parameters(len(kind.parameters)), written(dtype)
+    selects = kind.selects
+
+    def kernel(
+        x, y, kept, total, C, mC, sC, OD, mOD, sOD, OH, mOH, sOH, OW, mOW, sOW, D, H, W, in_n, in_c, in_d, in_h, in_w, PD, PH, PW,
+        plane, k0, k1, a0, a1, a2, a3, a4, a5,
+    ):  # fmt: skip
+        t = thread()
+        if t >= total:
+            return
+        n, c, od, oh, ow = where(t, (C, mC, sC), (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
+        p = first_of(a0, a1, a2, a3, a4, a5)
+        d, first_d, end_d = along_d(od, D, PD, OD)
+        h, first_h, end_h = along_h(oh, H, PH, OH)
+        w, first_w, end_w = along_w(ow, W, PW, OW)
+        spans, sizes, strides = (first_d, end_d, first_h, end_h, first_w, end_w), (D, H, W), (in_d, in_h, in_w)
+        base = uint32(uint32(n * in_n) + uint32(c * in_c))
+        zero = real(0)
+        weight, u = zero, zero
+        if draws:
+            position = uint32(uint32(uint32(uint32(od * OH) + oh) * OW) + ow)
+            u = uniform(position, uint32(plane + uint32(uint32(n * C) + c)), k0, k1, zero)
+        if surveys:
+            weight = survey(weight, x, base, d, h, w, spans, sizes, strides, p)
+        first = int32(0)
+        if selects:
+            first = int32(uint32(uint32(uint32(uint32(first_d * uint32(KH)) + first_h) * uint32(KW)) + first_w))
+        state = window(begin(zero, first, weight, u), x, base, d, h, w, spans, sizes, strides, p)
+        count = zero if selects else counts(od, oh, ow, sizes, (OD, OH, OW), (PD, PH, PW))
+        value, rest = finish(state, count, real(taps), p)
+        y[t] = write(value)
+        if saves:
+            kept[t] = keeps(rest)
+
+    return kernel, _signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, real, dtype)
+
+
+@specialised
+def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pad, divisor):
+    """Arguments: gx, gy, saved, x, y; elements of gx; C, D, H and W as divisors; OD, OH, OW; x's strides; the paddings; the reduction's
+    parameters."""
+    A, real, (KD, KH, KW), (DD, DH, DW) = arithmetic(kind), computed(dtype), kernel_size, map(uint32, dilation)
+    share, selects, reads_values, reads_saved = A.share, kind.selects, A.reads_values, A.reads_saved
+    windows = _windows(kernel_size, stride, dilation)
+    along_d, along_h, along_w = (_axis(*of) for of in windows)
+    over_d, over_h, over_w = (_holders(*of) for of in windows)
+    counts, where, place_of = _count(windows, include_pad, divisor, real), place(last), index(last)
+    take, write, first_of = read(dtype), written(dtype), first_parameters(len(kind.parameters))
+    rest_of = int32 if selects else real
+    taps, one = KD * KH * KW, uint32(1)
+
+    @device
+    def tap(i, start, step, K):
+        """The number of the tap of a window that starts at ``start``, wrapped, at position i along an axis; K: it has none there."""
+        off = uint32(i - start)
+        k = uint32(off // step)
+        return k if uint32(k * step) == off and k < K else K
+
+    def kernel(
+        gx, gy, kept, x, y, total, C, mC, sC, D, mD, sD, H, mH, sH, W, mW, sW, OD, OH, OW, in_n, in_c, in_d, in_h, in_w, PD, PH, PW,
+        a0, a1, a2, a3, a4, a5,
+    ):  # fmt: skip
+        t = thread()
+        if t >= total:
+            return
+        n, c, d, h, w = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
+        p = first_of(a0, a1, a2, a3, a4, a5)
+        zero = real(0)
+        value, got = zero, zero
+        if reads_values:
+            at = uint32(uint32(n * in_n) + uint32(c * in_c))
+            at = uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
+            value = take(x[at])
+        od, end_d = over_d(d, D, PD, OD)
+        while od < end_d:
+            start_d, _, _ = along_d(od, D, PD, OD)
+            kd = tap(d, start_d, DD, uint32(KD))
+            oh, end_h = over_h(h, H, PH, OH)
+            while oh < end_h:
+                start_h, _, _ = along_h(oh, H, PH, OH)
+                kh = tap(h, start_h, DH, uint32(KH))
+                ow, end_w = over_w(w, W, PW, OW)
+                while ow < end_w:
+                    start_w, _, _ = along_w(ow, W, PW, OW)
+                    kw = tap(w, start_w, DW, uint32(KW))
+                    if kd < uint32(KD) and kh < uint32(KH) and kw < uint32(KW):
+                        o = place_of(n, c, od, oh, ow, C, OD, OH, OW)
+                        number = int32(uint32(uint32(uint32(uint32(kd * uint32(KH)) + kh) * uint32(KW)) + kw))
+                        rest = rest_of(kept[o]) if reads_saved else rest_of(0)
+                        result = take(y[o]) if reads_values else zero
+                        count = zero if selects else counts(od, oh, ow, (D, H, W), (OD, OH, OW), (PD, PH, PW))
+                        got = got + share(take(gy[o]), value, result, rest, number, count, real(taps), p)
+                    ow = uint32(ow + one)
+                oh = uint32(oh + one)
+            od = uint32(od + one)
+        gx[t] = write(got)
+
+    number = stored(dtype)
+    return kernel, _signature((number, number, stored(saved or "uint8"), number, number), 4, 1 + 3 + 5 + 3, real, dtype)
+
+
+@specialised
+def flat_positions(saved, last, kernel_size, stride, dilation):
+    """Arguments: flat, saved; outputs; C, OD, OH and OW as divisors; D, H, W; the paddings.  -1 where a window chose nothing."""
+    (KD, KH, KW), (DD, DH, DW) = kernel_size, map(uint32, dilation)
+    along_d, along_h, along_w = (_axis(*of) for of in _windows(kernel_size, stride, dilation))
+    where, taps = place(last), KD * KH * KW
+
+    def kernel(flat, kept, total, C, mC, sC, OD, mOD, sOD, OH, mOH, sOH, OW, mOW, sOW, D, H, W, PD, PH, PW):
+        t = thread()
+        if t >= total:
+            return
+        _, _, od, oh, ow = where(t, (C, mC, sC), (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
+        d, _, _ = along_d(od, D, PD, OD)
+        h, _, _ = along_h(oh, H, PH, OH)
+        w, _, _ = along_w(ow, W, PW, OW)
+        tap = uint32(kept[t])
+        kw, rest = uint32(tap % uint32(KW)), uint32(tap // uint32(KW))
+        kh, kd = uint32(rest % uint32(KH)), uint32(rest // uint32(KH))
+        d, h, w = uint32(d + uint32(kd * DD)), uint32(h + uint32(kh * DH)), uint32(w + uint32(kw * DW))
+        position = uint32(uint32(uint32(uint32(d * H) + h) * W) + w)
+        flat[t] = int64(position) if tap < uint32(taps) else int64(-1)
+
+    return kernel, (types.CPointer(int64), types.CPointer(stored(saved)), *(uint32,) * (1 + 12 + 6))

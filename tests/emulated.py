@@ -1,0 +1,94 @@
+"""CUDA kernels on a machine without a GPU: their PTX is executed on the CPU (ptx.py), behind the launch that the driver would have.
+
+Tensors on the CPU stand for tensors on a GPU: what the backend allocates is memory never written, and what a kernel may touch is what
+tensors hold, whose addresses the backend has asked for.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+
+import numpy as np
+import ptx
+import pytest
+import torch
+
+from fastpool import backend
+
+TOOLCHAIN = ("numba-cuda", "nvidia-cuda-nvrtc", "nvidia-nvvm")
+
+
+def missing():
+    """The sentence of a test that cannot run without the CUDA toolchain, or None."""
+    absent = [name for name in TOOLCHAIN if not _installed(name)]
+    return f"the CUDA toolchain's wheels are not installed ({', '.join(absent)}): pip install 'fastpool[cuda]'" if absent else None
+
+
+def _installed(name):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version(name))
+    return False
+
+
+needs_toolchain = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+@functools.cache
+def parsed(kernel, cc):
+    return ptx.Kernel(kernel.ptx(cc))
+
+
+class Emulator:
+    """Has the driver's ``launch``."""
+
+    def __init__(self, cc):
+        self.cc, self.memory = cc, ptx.Memory()
+        self.launches = []
+        """(kernel, counters) of each."""
+        self._known = {}
+
+    def launch(self, kernel, blocks, threads, arguments, device):
+        self.launches.append((kernel, ptx.execute(parsed(kernel, self.cc), (blocks,), (threads,), arguments, self.memory)))
+
+    def know(self, tensor, address, initialised=True):
+        """The tensor's memory is the device's, from its first element to its last."""
+        held = self._known.get(address)
+        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        size = extent * tensor.element_size() if tensor.numel() else 0
+        if size and (held is None or held[0] < size):
+            memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+            self.memory.add(address, memory, initialised)
+            # Kept, so that its address is no other tensor's.
+            self._known[address] = size, tensor.detach()
+
+
+@contextlib.contextmanager
+def device(cc=(8, 0)):
+    """The ``Emulator`` that what is called inside runs on."""
+    from fastpool.kernels.cuda import elementwise, launch, pooling
+
+    emulator, modules = Emulator(cc), {id(backend._BACKENDS): pooling, id(backend._ELEMENTWISE): elementwise}
+    address_of, allocate = torch.Tensor.data_ptr, backend.empty
+
+    def kernels_for(device, dtype, caller, dtypes, modules_of=backend._BACKENDS):
+        assert backend.name_of(dtype) in dtypes
+        return modules[id(modules_of)].on(0)
+
+    def empty(*args):
+        tensor = allocate(*args)
+        emulator.know(tensor, address_of(tensor), initialised=False)
+        return tensor
+
+    def data_ptr(tensor):
+        address = address_of(tensor)
+        emulator.know(tensor, address)
+        return address
+
+    with pytest.MonkeyPatch.context() as patch, launch.use(emulator):
+        patch.setattr(backend, "kernels_for", kernels_for)
+        patch.setattr(backend, "empty", empty)
+        patch.setattr(torch.Tensor, "data_ptr", data_ptr)
+        # No ``Call`` of the CPU's kernels is found again, and none of these is kept.
+        patch.setattr(backend.Pooling, "call", property(lambda op: functools.partial(backend._prepared, op)))
+        yield emulator

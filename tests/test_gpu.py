@@ -1,0 +1,106 @@
+"""CUDA kernels on a real GPU: ``pytest -m gpu``.  Nobody has run this file on one so far."""
+
+import emulated
+import pytest
+import reference
+import torch
+from cases import EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial
+from fastpool.kernels.pool import KINDS
+from test_pooling import SELECTING, SUMMING, leaf, no_worse, op
+
+import fastpool.functional as F
+from fastpool.functional import _pooled, _with_indices
+
+pytestmark = [
+    pytest.mark.gpu,
+    emulated.needs_toolchain,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or a torch that is built without CUDA"),
+]
+
+
+def on_gpu(x, device=0):
+    """x on a GPU at the same strides."""
+    extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    return x.as_strided((extent,), (1,)).to(f"cuda:{device}").as_strided(x.shape, x.stride())
+
+
+@pytest.mark.parametrize("geometry", EVERY_NEST)
+@pytest.mark.parametrize("kind", SELECTING)
+def test_selecting(kind, geometry):
+    shape, w = GEOMETRIES[geometry]
+    x = adversarial(shape, torch.float32)
+    for name, layout in LAYOUTS.items():
+        here, there = leaf(layout(x)), leaf(on_gpu(layout(x)))
+        (y, flat), (ours, ours_flat) = _with_indices(here, op(kind, w)), _with_indices(there, op(kind, w))
+        gy = torch.randint(-4, 5, y.shape).float()
+        y.backward(gy)
+        ours.backward(gy.cuda())
+        assert torch.equal(ours.cpu().nan_to_num(77), y.nan_to_num(77)), name
+        assert torch.equal(ours_flat.cpu(), flat), name
+        assert torch.equal(there.grad.cpu(), here.grad), name
+        assert ours.stride() == y.stride(), name
+
+
+@pytest.mark.parametrize("geometry", EVERY_NEST)
+@pytest.mark.parametrize("kind", SUMMING)
+def test_summing(kind, geometry):
+    shape, w = GEOMETRIES[geometry]
+    x, extra = torch.randn(shape), reference.PARAMETERS.get(kind, ())
+    truth, theirs = (x.to(t, copy=True).requires_grad_() for t in (torch.float64, torch.float32))
+    y64, y32 = (reference.pool(KINDS[kind], t, w, extra=extra)[0] for t in (truth, theirs))
+    gy = torch.randn_like(y32)
+    y64.backward(gy.double())
+    y32.backward(gy)
+    for name, layout in LAYOUTS.items():
+        a = leaf(on_gpu(layout(x)))
+        y = _pooled(a, op(kind, w))
+        y.backward(gy.cuda())
+        no_worse(y.detach().cpu(), y64.detach(), y32.detach(), f"{name} value")
+        no_worse(a.grad.cpu(), truth.grad, theirs.grad, f"{name} gradient")
+
+
+@pytest.mark.parametrize("kind", ["max", "avg", "l2", "stochastic"])
+def test_the_emulator_computes_the_same_bits(kind):
+    """The very PTX, on both."""
+    shape, w = GEOMETRIES["3x3s2p1"]
+    x = torch.randn(shape)
+    with emulated.device(torch.cuda.get_device_capability()):
+        expected = _pooled(x, op(kind, w), 7)
+    assert torch.equal(_pooled(x.cuda(), op(kind, w), 7).cpu(), expected)
+
+
+def test_on_another_stream():
+    x = torch.randn(8, 64, 112, 112, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        y = F.max_pool2d(x + 1, 2)
+    stream.synchronize()
+    assert torch.equal(y, torch.nn.functional.max_pool2d(x + 1, 2))
+
+
+def test_captured_in_a_graph():
+    x = torch.randn(4, 8, 32, 32, device="cuda")
+    F.max_pool2d(x, 2)  # compiles, which a capture may not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = F.max_pool2d(x, 2)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(y, torch.nn.functional.max_pool2d(x, 2))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_on_the_second_device():
+    x = torch.randn(4, 8, 32, 32)
+    assert torch.equal(F.max_pool2d(on_gpu(x, 1), 2).cpu(), F.max_pool2d(x, 2))
+
+
+def test_more_than_2_to_the_31_elements():
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of free GPU memory")
+    x = torch.zeros(3, 1, 32768, 32768, dtype=torch.uint8, device="cuda")
+    x[2, 0, -1, -1] = 7
+    y = F.max_pool2d(x, 2)
+    assert y[2, 0, -1, -1] == 7
+    assert y.sum() == 7
