@@ -5,6 +5,7 @@ Integers of geometry are uint32, and each result is made one again: Numba would 
 
 import functools
 import math
+from types import FunctionType
 
 import numba
 from llvmlite import ir
@@ -51,8 +52,15 @@ def absolute(x):
     return abs(x)
 
 
-def quotient(x, count):
-    return x / count
+@intrinsic
+def quotient(tyctx, x, count):
+    """Of integers too, towards 0."""
+
+    def codegen(ctx, builder, sig, args):
+        divide = builder.fdiv if isinstance(x, numba.types.Float) else builder.sdiv if x.signed else builder.udiv
+        return divide(*args)
+
+    return x(x, x), codegen
 
 
 def sqrt(x):
@@ -100,11 +108,13 @@ def any_lane(condition):
 
 
 def multiply_wide(a, b):
-    product = uint64(a) * uint64(b)
+    # Sums of two uint32 are uint64 to Numba, with a carry that is not meant.
+    product = uint64(uint32(a)) * uint64(uint32(b))
     return uint32(product >> uint64(32)), uint32(product)
 
 
 def unit(bits, x):
+    bits = uint32(bits)
     if type(x) is float64:
         return type(x)(bits) * type(x)(2.0**-32)
     return type(x)(uint32(bits >> uint32(8))) * type(x)(2.0**-24)
@@ -116,7 +126,7 @@ def device(function):
 
 
 WORDS = {word.__name__: globals()[word.__name__] for word in number.WORDS}
-WORDS |= {name: device(word) for name, word in WORDS.items() if word not in (lowest, highest)}
+WORDS |= {name: device(word) for name, word in WORDS.items() if isinstance(word, FunctionType)}
 
 
 @functools.cache

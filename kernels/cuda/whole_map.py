@@ -17,6 +17,10 @@ CHANNELS = 32
 """A warp's, which read 128 bytes of float32 together."""
 
 
+CHAIN = 32
+"""Elements that a thread takes in one after the other, before it adds what they come to: of long sums much is lost in rounding."""
+
+
 class _Shelf(NamedTuple):
     """Places in shared memory for the states of a block's threads."""
 
@@ -89,11 +93,15 @@ def forward(kind, dtype, saved, saves, last):
             base = uint32(uint32(n * in_n) + uint32(c * in_c))
             at = rank
             while at < size:
-                q, w = quotient_of(at, W, mW, sW)
-                d, h = quotient_of(q, H, mH, sH)
-                where = uint32(base + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
-                state = step(state, take(x[where]), int32(at), p)
-                at = uint32(at + uint32(sharing))
+                part, end = begin(zero, int32(at), zero, zero), uint32(at + uint32(CHAIN * sharing))
+                end = end if end < size else size
+                while at < end:
+                    q, w = quotient_of(at, W, mW, sW)
+                    d, h = quotient_of(q, H, mH, sH)
+                    where = uint32(base + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
+                    part = step(part, take(x[where]), int32(at), p)
+                    at = uint32(at + uint32(sharing))
+                state = combine(state, part)
         arrays = arrays_of()
         put(arrays, me, together(state))
         cuda.syncthreads()

@@ -1,0 +1,906 @@
+"""Executes PTX, the very text that reaches a GPU's driver, on numpy: every thread of a launch in lock step.
+
+The threads with the smallest program counter go first, a basic block at a time, so that they always meet again after a branch.  On the way
+it refuses what a GPU would let pass or not: access outside an allocation or misaligned, memory read before it was written, two threads at
+one byte without a barrier between them, a barrier that not all reach.  It counts warp instructions, 32-byte sectors and bank conflicts.
+
+Not modelled: weak ordering of memory, spin locks, textures, tensor cores, time.  ex2, lg2, sin and cos are numpy's.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WARP, SECTOR, BANKS = 32, 32, 32
+SHARED, LOCAL = 1 << 60, 1 << 61
+"""Where generic addresses of shared and of local memory begin: no host's address is as large."""
+
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+TYPES = {f"{letter}{8 * size}": np.dtype(f"{kind}{size}") for letter, kind in (("b", "u"), ("u", "u"), ("s", "i")) for size in UNSIGNED} | {
+    "f16": np.dtype("f2"),
+    "f32": np.dtype("f4"),
+    "f64": np.dtype("f8"),
+    "pred": np.dtype(bool),
+}
+
+
+class PTXError(Exception):
+    """What a program may not do, or this executor cannot."""
+
+
+class Instruction(NamedTuple):
+    """One line of a program."""
+
+    predicate: str | None
+    negated: bool
+    opcode: tuple[str, ...]
+    """Its parts: ("ld", "global", "f32")."""
+    operands: tuple[str, ...]
+    text: str
+
+    @property
+    def type(self):
+        """The last part's dtype, which most go by."""
+        return TYPES[self.opcode[-1]]
+
+
+def _split(text):
+    """Operands, which are parted by commas outside braces and brackets."""
+    return tuple(part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if part.strip())
+
+
+class Program:
+    """The instructions between two braces."""
+
+    def __init__(self, body):
+        self.registers, self.instructions, self.labels = {}, [], {}
+        # Braces of their own are around calls, and what inline assembly declares.
+        for line in re.sub(r"^\s*[{}]\s*$", "", body, flags=re.MULTILINE).split(";"):
+            self._add(" ".join(line.split()))
+        self.targets = frozenset(self.labels.values())
+
+    def _add(self, line):
+        while label := re.match(r"([$\w]+):\s*", line):
+            self.labels[label[1]] = len(self.instructions)
+            line = line[label.end() :]
+        if declared := re.match(r"\.reg\s+\.(\w+)\s+(.*)", line):
+            kind = TYPES[declared[1]]
+            kind = kind if kind.kind == "b" else np.dtype(UNSIGNED[kind.itemsize])
+            for name, count in re.findall(r"(%?[\w$]+)(?:<(\d+)>)?", declared[2]):
+                self.registers |= {f"{name}{i}": kind for i in range(int(count))} if count else {name: kind}
+        elif line and not line.startswith("."):
+            negated, predicate, opcode, operands = re.match(r"(?:@(!?)(%?\w+)\s+)?([\w.:]+)\s*(.*)$", line).groups()
+            self.instructions.append(Instruction(predicate, bool(negated), tuple(opcode.split(".")), _split(operands), line))
+
+
+class Function:
+    """A device function that is called."""
+
+    def __init__(self, result, parameters, body):
+        self.result, self.parameters = (re.findall(r"([\w$]+)\s*(?:,|$)", names) for names in (result, parameters))
+        self.program = Program(body)
+
+
+class Kernel:
+    """A parsed entry of a PTX text: the first, or the one whose name holds ``entry``."""
+
+    def __init__(self, text, entry=None):
+        text = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+        entries = re.finditer(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*(?:\.\w+[^\n{]*\s*)*\{", text, re.DOTALL)
+        found = next((m for m in entries if entry is None or entry in m[1]), None)
+        if found is None:
+            raise PTXError(f"no kernel {entry or ''}")
+        self.name = found[1]
+        self.parameters = [
+            (re.search(r"\.([busf]\d+)\b", p)[1], re.search(r"([\w$]+)\s*$", p)[1]) for p in found[2].split(",") if p.strip()
+        ]
+        body, outside = self._body(text, found.end()), text[: found.start()]
+        self.functions = {}
+        for m in re.finditer(r"\.func\s+(?:\(([^)]*)\)\s*)?([\w$]+)\s*\(([^)]*)\)\s*(?:\.\w+[^\n{;]*\s*)*\{", text):
+            self.functions[m[2]] = Function(m[1] or "", m[3], self._body(text, m.end()))
+        self.constants = {
+            name: np.array([int(v, 0) for v in values.split(",")]).astype(TYPES[kind])
+            for kind, name, values in re.findall(r"\.(?:global|const)\s+\.align\s+\d+\s+\.(\w+)\s+([\w$]+)\[\d+\]\s*=\s*\{(.*?)\}", outside)
+        }
+        self.shared, self.shared_bytes = self._placed("shared", text)
+        self.local, self.local_bytes = self._placed("local", body)
+        self.program = Program(body)
+
+    @staticmethod
+    def _body(text, begin):
+        depth, end = 1, begin
+        while depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        return text[begin : end - 1]
+
+    @staticmethod
+    def _placed(space, text):
+        """(name -> offset of each array of a space, bytes in all); one without a size is the launch's, and comes last."""
+        places, top = {}, 0
+        for align, kind, name, size in re.findall(rf"\.{space}\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)\[(\d*)\]", text):
+            places[name] = -(-top // int(align)) * int(align)
+            top = places[name] + int(size or 0) * TYPES[kind].itemsize
+        return places, -(-top // 16) * 16
+
+
+class _Allocation(NamedTuple):
+    address: int
+    array: np.ndarray
+    written: np.ndarray
+
+
+class Memory:
+    """Device memory: host arrays at the addresses that they really have."""
+
+    def __init__(self):
+        self.allocations = {}
+
+    def add(self, address, array, initialised=True):
+        """``array``, uint8, lies at ``address``; what was known to lie inside it is forgotten."""
+        for known in list(self.allocations):
+            if address <= known < address + array.size:
+                del self.allocations[known]
+        self.allocations[address] = _Allocation(address, array, np.full(array.size, initialised))
+
+
+class Access(NamedTuple):
+    """Of an instruction that reads or writes global memory."""
+
+    kind: str
+    bytes: int
+    """A lane."""
+    requests: int
+    lanes: int
+    sectors: int
+
+
+class Counters:
+    """What a launch did."""
+
+    def __init__(self):
+        self.warp_instructions = 0
+        self.by_opcode: Counter[str] = Counter()
+        self.accesses: dict[str, Access] = {}
+        self.bank_conflicts = 0
+        """Rounds of shared memory beyond the first of each request."""
+        self._touched: dict[str, set[int]] = {"ld": set(), "st": set()}
+
+    def access(self, text, kind, size, warps, addresses):
+        """One more request, of each warp; addresses count from where each allocation begins."""
+        sectors = np.unique(warps * (1 << 58) + addresses // SECTOR)
+        before = self.accesses.get(text, Access(kind, size, 0, 0, 0))
+        self.accesses[text] = Access(
+            kind, size, before.requests + np.unique(warps).size, before.lanes + warps.size, before.sectors + sectors.size
+        )
+        self._touched[kind].update(np.unique(addresses // SECTOR).tolist())
+
+    @property
+    def sectors(self):
+        """Moved between the cores and L2 if L1 held nothing."""
+        return sum(access.sectors for access in self.accesses.values())
+
+    @property
+    def sectors_loaded(self):
+        """Different ones: what memory must deliver."""
+        return len(self._touched["ld"])
+
+    @property
+    def sectors_stored(self):
+        return len(self._touched["st"])
+
+
+class _Space:
+    """A space of memory during a launch, as one array, and who was last at each byte."""
+
+    def __init__(self, size):
+        self.bytes = np.zeros(size + 16, np.uint8)
+        self.writer, self.reader = (np.full(size + 16, -1, np.int64) for _ in range(2))
+        self.written_in, self.read_in = (np.zeros(size + 16, np.int64) for _ in range(2))
+
+    def check(self, kind, at, lanes, epoch, text):
+        """PTXError where another thread was at one of these bytes since the last barrier, and one of the two writes."""
+        others = (self.writer[at] >= 0) & (self.writer[at] != lanes) & (self.written_in[at] == epoch)
+        if kind == "st":
+            # -2: several threads.
+            others |= (self.reader[at] != -1) & (self.reader[at] != lanes) & (self.read_in[at] == epoch)
+            self.writer[at], self.written_in[at] = lanes, epoch
+            others |= self.writer[at] != lanes
+        else:
+            fresh = (self.reader[at] == -1) | (self.read_in[at] != epoch) | (self.reader[at] == lanes)
+            self.reader[at], self.read_in[at] = np.where(fresh, lanes, -2), epoch
+            self.reader[at] = np.where(self.reader[at] == lanes, self.reader[at], -2)
+        if others.any():
+            raise PTXError(f"race: threads {lanes[others][0]} and another, without a barrier between them: {text}")
+
+
+def _block(shape):
+    return (*shape, 1, 1)[:3]
+
+
+def execute(kernel, grid, block, arguments, memory, dynamic_shared=0):
+    """Run it, and return its ``Counters``; results are in the arrays of ``memory``.
+
+    ``arguments``: ints for addresses, ints, floats or numpy scalars for the rest.
+    """
+    if len(arguments) != len(kernel.parameters):
+        raise PTXError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(arguments)}")
+    launch = _Launch(kernel, _block(grid), _block(block), arguments, memory, dynamic_shared)
+    with np.errstate(all="ignore"):
+        launch.run()
+    launch.write_back()
+    return launch.counters
+
+
+class _Launch:
+    def __init__(self, kernel, grid, block, arguments, memory, dynamic_shared):
+        self.kernel, self.program, self.counters = kernel, kernel.program, Counters()
+        self.parameters = {
+            name: np.array([value]).astype(TYPES[kind]) for (kind, name), value in zip(kernel.parameters, arguments, strict=True)
+        }
+        threads = block[0] * block[1] * block[2]
+        blocks = grid[0] * grid[1] * grid[2]
+        self.count = threads * blocks
+        number = np.arange(self.count)
+        self.block, thread = number // threads, number % threads
+        self.lane, self.blocks = thread % WARP, blocks
+        self.warp = self.block * -(-threads // WARP) + thread // WARP
+        self.warp_begin = self.block * threads + thread // WARP * WARP
+        places = {"tid": (thread, block), "ctaid": (self.block, grid)}
+        self.special = {
+            f"%{name}.{axis}": value // int(np.prod(sizes[:i])) % sizes[i]
+            for name, (value, sizes) in places.items()
+            for i, axis in enumerate("xyz")
+        }
+        self.special |= {
+            f"%{name}.{axis}": np.full(self.count, size)
+            for name, sizes in (("ntid", block), ("nctaid", grid))
+            for axis, size in zip("xyz", sizes, strict=True)
+        }
+        self.special |= {"%laneid": self.lane, "%warpid": thread // WARP, "WARP_SZ": np.full(self.count, WARP)}
+        self.special["%dynamic_smem_size"] = np.full(self.count, dynamic_shared)
+        self.special = {name: value.astype(np.uint32) for name, value in self.special.items()}
+        self.registers = {}
+        self._lay_out(memory)
+        self.shared_size = kernel.shared_bytes + dynamic_shared
+        self.spaces = {
+            "global": self.global_memory,
+            "shared": _Space(blocks * self.shared_size),
+            "local": _Space(self.count * kernel.local_bytes),
+        }
+        self.epoch = np.zeros(blocks, np.int64)
+        self.pc, self.waits = np.zeros(self.count, np.int64), np.zeros(self.count, bool)
+        self.lanes = self.at = None
+
+    def _lay_out(self, memory):
+        """Allocations one behind the other, with guards between, and constants of the program."""
+        held = [memory.allocations[address] for address in sorted(memory.allocations)]
+        self.names = {}
+        for i, (name, values) in enumerate(self.kernel.constants.items()):
+            self.names[name] = (1 << 59) + (i << 32)
+            held.append(_Allocation(self.names[name], values.view(np.uint8).copy(), np.ones(values.nbytes, bool)))
+        self.held = held
+        self.starts = np.array([a.address for a in held], np.int64)
+        self.sizes = np.array([a.array.size for a in held], np.int64)
+        # As on a device, where each begins a sector, whatever the host's alignment is.
+        room = (self.sizes + 2 * SECTOR - 1) // SECTOR * SECTOR
+        self.places, total = np.concatenate(([0], np.cumsum(room)))[: len(held)].astype(np.int64), int(room.sum())
+        self.global_memory, self.written = _Space(total), np.zeros(total + 16, bool)
+        for a, place in zip(held, self.places, strict=True):
+            self.global_memory.bytes[place : place + a.array.size] = a.array
+            self.written[place : place + a.array.size] = a.written
+
+    def write_back(self):
+        for a, place in zip(self.held, self.places, strict=True):
+            a.array[:] = self.global_memory.bytes[place : place + a.array.size]
+            a.written[:] = self.written[place : place + a.array.size]
+
+    # Operands
+
+    def read(self, name, dtype):
+        """An operand's numbers of the threads that run; one for all, if it is a constant."""
+        dtype = TYPES[dtype] if isinstance(dtype, str) else dtype
+        if name in self.program.registers:
+            value = self._register(name)[self.at]
+        elif name in self.special:
+            value = self.special[name][self.at]
+        else:
+            value = self._constant(name, dtype)
+        if value.dtype == bool or value.dtype == dtype:
+            return value
+        unsigned = np.dtype(UNSIGNED[dtype.itemsize]) if dtype.kind != "b" else dtype
+        return value.astype(unsigned).view(dtype) if value.itemsize != dtype.itemsize else value.view(dtype)
+
+    def _register(self, name):
+        if name not in self.registers:
+            self.registers[name] = np.zeros(self.count, self.program.registers[name])
+        return self.registers[name]
+
+    def _constant(self, name, dtype):
+        for places in (self.kernel.shared, self.kernel.local, self.names):
+            if name in places:  # an address in its own space: ``cvta`` makes it generic
+                return np.array([places[name]], np.uint64)
+        if name.startswith("0f"):
+            return np.array([int(name[2:], 16)], np.uint32).view(np.float32)
+        if name.startswith("0d"):
+            return np.array([int(name[2:], 16)], np.uint64).view(np.float64)
+        value = int(name.rstrip("U"), 0)
+        if dtype.kind == "b":
+            return np.array([bool(value)])
+        return np.array([value & ((1 << 8 * dtype.itemsize) - 1)], np.uint64).astype(UNSIGNED[dtype.itemsize])
+
+    def predicate(self, name):
+        """With a "!" in front, the other way round."""
+        value = self.read(name.lstrip("!"), "pred")
+        return ~value if name.startswith("!") else value
+
+    def write(self, name, value):
+        if name == "_":
+            return
+        register, value = self._register(name), np.asarray(value)
+        if register.dtype != bool:
+            if value.itemsize < register.itemsize:
+                kind = "i" if value.dtype.kind == "i" else "u"
+                value = (value if kind == "i" else value.view(UNSIGNED[value.itemsize])).astype(f"{kind}{register.itemsize}")
+            value = value.view(UNSIGNED[value.itemsize]).astype(register.dtype)
+        register[self.at] = value
+
+    # Memory
+
+    def address(self, operand):
+        name, _, offset = operand[1:-1].partition("+")
+        return self.read(name.strip(), "u64").astype(np.int64) + int(offset or "0", 0)
+
+    def reach(self, instruction, address, size, kind, atomic=False):
+        """(the space's bytes, where in them each lane's are), after all that there is to check, counted."""
+        text, lanes = instruction.text, self.lanes
+        address = np.broadcast_to(address, lanes.shape)
+        space = next((part for part in instruction.opcode if part in ("global", "shared", "local", "const")), None)
+        if space is None:
+            space = "local" if (address >= LOCAL).all() else "shared" if (address >= SHARED).all() else "global"
+            address = address - {"local": LOCAL, "shared": SHARED, "global": 0}[space]
+        space = "global" if space == "const" else space
+        if (address % size).any():
+            raise PTXError(f"misaligned access of {size} bytes: {text}")
+        held = self.spaces[space]
+        if space == "global":
+            at = self._place(address, size, kind, text)
+        else:
+            own, most = (self.block, self.shared_size) if space == "shared" else (np.arange(self.count), self.kernel.local_bytes)
+            if ((address < 0) | (address + size > most)).any():
+                raise PTXError(f"out of bounds of {space} memory: {text}")
+            at = address + own[lanes] * most
+        if space != "local" and not atomic:
+            epoch = self.epoch[self.block[lanes]] if space == "shared" else np.zeros(lanes.size, np.int64)
+            for byte in range(size):
+                held.check(kind, at + byte, lanes, epoch, text)
+        if space == "global":
+            self.counters.access(text, kind, size, self.warp[lanes], at)
+        elif space == "shared":
+            self.counters.bank_conflicts += self._conflicts(self.warp[lanes], address)
+        return held.bytes, at
+
+    def _place(self, address, size, kind, text):
+        which = np.searchsorted(self.starts, address, "right") - 1
+        inside = (which >= 0) & (address + size <= self.starts[which] + self.sizes[which])
+        if not inside.all():
+            lane = self.lanes[~inside][0]
+            raise PTXError(f"out of bounds: {kind} of {size} bytes by thread {lane} of block {self.block[lane]}: {text}")
+        at = address - self.starts[which] + self.places[which]
+        for byte in range(size):
+            if kind == "st":
+                self.written[at + byte] = True
+            elif not self.written[at + byte].all():
+                raise PTXError(f"memory is read that nobody has written: {text}")
+        return at
+
+    @staticmethod
+    def _conflicts(warps, address):
+        """Words of one bank are had one after the other; the same word by all at once."""
+        words = np.unique(np.stack([warps, address // 4]), axis=1)
+        rounds = Counter(zip(words[0].tolist(), (words[1] % BANKS).tolist(), strict=True))
+        worst: dict[int, int] = {}
+        for (warp, _), count in rounds.items():
+            worst[warp] = max(worst.get(warp, 0), count)
+        return sum(count - 1 for count in worst.values())
+
+    # The program
+
+    def run(self):
+        end = len(self.program.instructions)
+        while True:
+            runs = (self.pc < end) & ~self.waits
+            if runs.any():
+                pc = int(self.pc[runs].min())
+                self._basic_block(pc, np.flatnonzero(runs & (self.pc == pc)))
+            elif self.waits.any():
+                self._release()
+            else:
+                return
+
+    def call(self, function, result, arguments):
+        """Run a function of the threads that run now, to its end."""
+        kept = self.program, self.registers, self.pc, self.lanes, self.at
+        given = {name: self.parameters[argument] for name, argument in zip(function.parameters, arguments, strict=True)}
+        outer, self.parameters = self.parameters, given
+        self.program, self.registers, self.pc = function.program, {}, np.full(self.count, len(function.program.instructions))
+        self.pc[self.lanes] = 0
+        self.run()
+        found = [self.parameters[name] for name in function.result]
+        self.program, self.registers, self.pc, self.lanes, self.at = kept
+        self.parameters = outer | dict(zip(result, found, strict=True))
+
+    def _release(self):
+        """The blocks whose every thread waits, or has ended, go on."""
+        for block in np.unique(self.block[self.waits]):
+            waiting = np.flatnonzero((self.block == block) & self.waits)
+            if np.unique(self.pc[waiting]).size > 1 or waiting.size < np.count_nonzero(self.block == block):
+                raise PTXError(f"a barrier that not all threads of block {block} reach")
+            self.waits[waiting] = False
+            self.epoch[block] += 1
+
+    def _basic_block(self, pc, lanes):
+        instructions, targets, end = self.program.instructions, self.program.targets, len(self.program.instructions)
+        every, warps = slice(None) if lanes.size == self.count else lanes, np.unique(self.warp[lanes]).size
+        while True:
+            instruction = instructions[pc]
+            name = instruction.opcode[0]
+            self.counters.warp_instructions += warps
+            self.counters.by_opcode[".".join(instruction.opcode)] += warps
+            self.lanes, self.at = lanes, every
+            taken = None
+            if instruction.predicate:
+                taken = self.predicate(("!" if instruction.negated else "") + instruction.predicate)
+            if name in ("bra", "ret", "exit"):
+                target = self.program.labels[instruction.operands[0]] if name == "bra" else end
+                self.pc[lanes] = target if taken is None else np.where(taken, target, pc + 1)
+                return
+            if name in ("bar", "barrier"):
+                self.waits[lanes], self.pc[lanes] = True, pc + 1
+                return
+            if taken is not None:
+                self.lanes = self.at = lanes[taken]
+            if self.lanes.size:
+                handler = OPERATIONS.get(name)
+                if handler is None:
+                    raise PTXError(f"no such operation here: {instruction.text}")
+                handler(self, instruction)
+            pc += 1
+            if pc in targets or pc == end:
+                self.pc[lanes] = pc
+                return
+
+
+OPERATIONS: dict[str, Callable[[_Launch, Instruction], None]] = {}
+
+
+def operation(*names):
+    """The decorated function executes the opcodes that begin so."""
+
+    def register(function):
+        OPERATIONS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+# Memory
+
+
+def _width(instruction):
+    return next((int(part[1]) for part in instruction.opcode if part in ("v2", "v4")), 1)
+
+
+def _listed(operand):
+    return _split(operand.strip("{}")) if operand.startswith("{") else (operand,)
+
+
+def _at(memory, place, dtype):
+    """The numbers of a dtype at these bytes, which need not be aligned among the bytes."""
+    return memory[np.add.outer(place, np.arange(dtype.itemsize))].view(dtype)[:, 0]
+
+
+def _parameter(operand):
+    """Its name; each holds one number here."""
+    name, _, offset = operand[1:-1].partition("+")
+    if offset not in ("", "0"):
+        raise PTXError(f"a parameter that is more than a number: {operand}")
+    return name
+
+
+@operation("ld", "ldu")
+def _load(m, i):
+    target, source = i.operands
+    if "param" in i.opcode:
+        value = m.parameters[_parameter(source)]
+        return m.write(target, np.broadcast_to((value if value.size == 1 else value[m.at]).view(i.type), m.lanes.shape))
+    memory, place = m.reach(i, m.address(source), _width(i) * i.type.itemsize, "ld")
+    for k, register in enumerate(_listed(target)):
+        m.write(register, _at(memory, place + k * i.type.itemsize, i.type))
+
+
+@operation("st")
+def _store(m, i):
+    target, source = i.operands
+    if "param" in i.opcode:
+        held = m.parameters.setdefault(_parameter(target), np.zeros(m.count, i.type))
+        held[m.at] = m.read(source, i.type)
+        return
+    memory, place = m.reach(i, m.address(target), _width(i) * i.type.itemsize, "st")
+    for k, register in enumerate(_listed(source)):
+        value = np.ascontiguousarray(np.broadcast_to(m.read(register, i.type), m.lanes.shape))
+        memory[np.add.outer(place + k * i.type.itemsize, np.arange(i.type.itemsize))] = value.view(np.uint8).reshape(value.size, -1)
+
+
+_ATOMIC = {
+    "add": lambda old, v: old + v,
+    "min": min,
+    "max": max,
+    "exch": lambda old, v: v,
+    "and": lambda old, v: old & v,
+    "or": lambda old, v: old | v,
+    "xor": lambda old, v: old ^ v,
+}
+
+
+@operation("atom", "red")
+def _atomic(m, i):
+    """One thread after the other."""
+    target, (where, *values) = (i.operands[0], i.operands[1:]) if i.opcode[0] == "atom" else (None, i.operands)
+    memory, place = m.reach(i, m.address(where), i.type.itemsize, "st", atomic=True)
+    given = [np.broadcast_to(m.read(v, i.type), m.lanes.shape) for v in values]
+    old = np.empty(m.lanes.size, i.type)
+    change = next((f for name, f in _ATOMIC.items() if name in i.opcode), None)
+    for lane, at in enumerate(place):
+        here = memory[at : at + i.type.itemsize].view(i.type)
+        old[lane] = here[0]
+        if "cas" in i.opcode:
+            here[0] = given[1][lane] if here[0] == given[0][lane] else here[0]
+        else:
+            here[0] = change(here[0], given[0][lane])
+    if target:
+        m.write(target, old)
+
+
+@operation("call")
+def _call(m, i):
+    names = [re.findall(r"[\w$]+", operand) for operand in re.findall(r"\([^)]*\)|[\w$]+", i.text.split(" ", 1)[1])]
+    result, (name,), arguments = names if len(names) == 3 else ([], *names)
+    if name not in m.kernel.functions:
+        raise PTXError(f"no such function here: {i.text}")
+    m.call(m.kernel.functions[name], result, arguments)
+
+
+@operation("cvta")
+def _generic_address(m, i):
+    base = {"shared": SHARED, "local": LOCAL}.get(next(part for part in i.opcode[1:] if part != "to"), 0)
+    address = m.read(i.operands[1], "u64")
+    m.write(i.operands[0], address - np.uint64(base) if "to" in i.opcode else address + np.uint64(base))
+
+
+@operation("membar", "fence", "nanosleep", "prefetch", "prefetchu")
+def _nothing(m, i):
+    pass
+
+
+# Moves
+
+
+@operation("mov")
+def _move(m, i):
+    target, source = i.operands
+    if target.startswith("{"):
+        value, parts = m.read(source, i.type), _listed(target)
+        size = i.type.itemsize // len(parts)
+        for k, part in enumerate(parts):
+            m.write(part, (value >> value.dtype.type(8 * size * k)).astype(UNSIGNED[size]))
+    elif source.startswith("{"):
+        parts = _listed(source)
+        size, whole = i.type.itemsize // len(parts), UNSIGNED[i.type.itemsize]
+        m.write(target, sum(m.read(p, np.dtype(UNSIGNED[size])).astype(whole) << whole(8 * size * k) for k, p in enumerate(parts)))
+    else:
+        m.write(target, m.read(source, i.type))
+
+
+@operation("selp")
+def _select(m, i):
+    target, x, y, condition = i.operands
+    m.write(target, np.where(m.predicate(condition), m.read(x, i.type), m.read(y, i.type)).astype(i.type))
+
+
+_ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+
+
+def _finished(value, i):
+    """With what an opcode's modifiers do to a result."""
+    value = np.asarray(value)
+    if value.dtype.kind == "f" and "sat" in i.opcode:
+        value = np.where(np.isnan(value), 0, np.clip(value, 0, 1)).astype(value.dtype)
+    if value.dtype == np.float32 and "ftz" in i.opcode:
+        value = np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), value), value)
+    return value
+
+
+@operation("cvt")
+def _convert(m, i):
+    to, of = (TYPES[part] for part in i.opcode[-2:])
+    value = m.read(i.operands[1], of)
+    rounding = next((_ROUND[part] for part in i.opcode if part in _ROUND), None)
+    if of.kind == "f" and rounding:
+        value = rounding(value)
+    if of.kind == "f" and to.kind != "f":
+        limits = np.iinfo(to)
+        inside = np.where(np.isnan(value), 0, value).astype(np.longdouble)
+        value = np.clip(inside, limits.min, limits.max).astype(to)
+    elif "sat" in i.opcode and to.kind != "f":
+        limits = np.iinfo(to)
+        value = np.array([min(max(int(v), limits.min), limits.max) for v in value], to)
+    m.write(i.operands[0], _finished(value.astype(to), i))
+
+
+# Arithmetic
+
+
+def _fused(x, y, z):
+    """x * y + z with one rounding: of float32 in float64, rounded to odd there (Boldo and Melquiond, 2008)."""
+    if x.dtype == np.float64:
+        return (x.astype(np.longdouble) * y + z).astype(np.float64)
+    if x.dtype == np.float16:
+        return (x.astype(np.float64) * y + z).astype(np.float16)
+    product, z = x.astype(np.float64) * y, z.astype(np.float64)
+    total = product + z
+    part = total - product
+    lost = (product - (total - part)) + (z - part)
+    bits = np.ascontiguousarray(total).view(np.int64)
+    odd = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
+    return np.where(odd, bits + np.where((lost > 0) == (total > 0), 1, -1), bits).view(np.float64).astype(np.float32)
+
+
+def _quotient(x, y):
+    if x.dtype.kind == "f":
+        return x / y
+    if x.dtype.kind == "u":
+        return x // y
+    floor = x // y
+    return floor + ((floor * y != x) & ((x < 0) != (y < 0))).astype(x.dtype)
+
+
+def _high(x, y):
+    """The upper half of a product."""
+    if x.itemsize < 8:
+        wide = np.dtype(f"{x.dtype.kind}{2 * x.itemsize}")
+        return ((x.astype(wide) * y.astype(wide)) >> wide.type(8 * x.itemsize)).astype(x.dtype)
+    return np.array([(int(a) * int(b)) >> 64 for a, b in np.broadcast(x, y)]).astype(x.dtype)
+
+
+def _wide(x):
+    return x.astype(f"{x.dtype.kind}{2 * x.itemsize}")
+
+
+def _product(x, y, i):
+    if "wide" in i.opcode:
+        return _wide(x) * _wide(y)
+    return _high(x, y) if "hi" in i.opcode else x * y
+
+
+def _least(plain, strict):
+    return lambda x, y, i: (strict if "NaN" in i.opcode or x.dtype.kind != "f" else plain)(x, y)
+
+
+BINARY = {
+    "add": lambda x, y, i: x + y,
+    "sub": lambda x, y, i: x - y,
+    "mul": _product,
+    "div": lambda x, y, i: _quotient(x, y),
+    "rem": lambda x, y, i: x - _quotient(x, y) * y,
+    "min": _least(np.fmin, np.minimum),
+    "max": _least(np.fmax, np.maximum),
+    "and": lambda x, y, i: x & y,
+    "or": lambda x, y, i: x | y,
+    "xor": lambda x, y, i: x ^ y,
+    "copysign": lambda x, y, i: np.copysign(y, x),
+}
+
+
+@operation(*BINARY)
+def _binary(m, i):
+    target, x, y = i.operands
+    m.write(target, _finished(BINARY[i.opcode[0]](m.read(x, i.type), m.read(y, i.type), i), i))
+
+
+@operation("fma", "mad")
+def _multiply_add(m, i):
+    target, *rest = i.operands
+    x, y = (np.broadcast_to(m.read(operand, i.type), m.lanes.shape) for operand in rest[:2])
+    if i.type.kind == "f":
+        value = _fused(x, y, np.broadcast_to(m.read(rest[2], i.type), m.lanes.shape))
+    else:
+        value = _product(x, y, i)
+        value = value + m.read(rest[2], value.dtype)
+    m.write(target, _finished(value, i))
+
+
+@operation("shl", "shr")
+def _shift(m, i):
+    target, x, count = i.operands
+    value, by = m.read(x, i.type), m.read(count, "u32").astype(np.int64)
+    bits = 8 * i.type.itemsize
+    if i.opcode[0] == "shr" and i.type.kind == "i":
+        return m.write(target, value >> np.minimum(by, bits - 1).astype(value.dtype))
+    value = value.view(UNSIGNED[i.type.itemsize])
+    few = np.minimum(by, bits - 1).astype(value.dtype)
+    return m.write(target, np.where(by >= bits, 0, value << few if i.opcode[0] == "shl" else value >> few).astype(value.dtype))
+
+
+UNARY = {
+    "neg": np.negative,
+    "abs": np.abs,
+    "not": np.invert,
+    "sqrt": np.sqrt,
+    "rcp": lambda x: (1 / x).astype(x.dtype),
+    "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
+    "ex2": np.exp2,
+    "lg2": np.log2,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "popc": lambda x: np.bitwise_count(x).astype(np.uint32),
+    "clz": lambda x: np.array([8 * x.itemsize - int(v).bit_length() for v in x.view(UNSIGNED[x.itemsize])], np.uint32),
+    "brev": lambda x: np.array([int(f"{int(v):0{8 * x.itemsize}b}"[::-1], 2) for v in x], x.dtype),
+}
+
+
+@operation(*UNARY)
+def _unary(m, i):
+    m.write(i.operands[0], _finished(UNARY[i.opcode[0]](m.read(i.operands[1], i.type)), i))
+
+
+_COMPARE = {
+    "eq": np.equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+    "num": lambda x, y: ~(np.isnan(x) | np.isnan(y)),
+    "nan": lambda x, y: np.isnan(x) | np.isnan(y),
+}
+
+
+def _compared(name, x, y):
+    if name == "ne":
+        return (x != y) & (x == x) & (y == y)
+    if name in _COMPARE:
+        return _COMPARE[name](x, y)
+    # equ, neu, ltu ...: true of NaN too.
+    return _compared(name[:-1], x, y) | np.isnan(x) | np.isnan(y)
+
+
+@operation("setp")
+def _set_predicate(m, i):
+    target, x, y, *more = i.operands
+    found = _compared(i.opcode[1], m.read(x, i.type), m.read(y, i.type))
+    join = next(
+        ({"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[p] for p in i.opcode[2:] if p in ("and", "or", "xor")), None
+    )
+    both = (found, ~found) if join is None else tuple(join(f, m.predicate(more[0])) for f in (found, ~found))
+    for register, value in zip(target.split("|"), both, strict=False):
+        m.write(register, value)
+
+
+@operation("testp")
+def _test(m, i):
+    x = m.read(i.operands[1], i.type)
+    tests = {"finite": np.isfinite, "infinite": np.isinf, "notanumber": np.isnan, "number": lambda v: ~np.isnan(v)}
+    m.write(i.operands[0], tests[i.opcode[1]](x))
+
+
+@operation("bfe")
+def _extract(m, i):
+    target, x, *rest = i.operands
+    value, (begin, length) = (
+        m.read(x, i.type).view(UNSIGNED[i.type.itemsize]),
+        (m.read(r, "u32").astype(np.uint64) & np.uint64(255) for r in rest),
+    )
+    kind, bits = value.dtype.type, 8 * i.type.itemsize
+    length = np.minimum(length, bits - np.minimum(begin, bits))
+    mask = np.where(length >= bits, ~kind(0), (kind(1) << np.minimum(length, bits - 1).astype(kind)) - kind(1))
+    found = (value >> np.minimum(begin, bits - 1).astype(kind)) & mask
+    if i.type.kind == "i":
+        sign = kind(1) << (np.maximum(length, 1) - 1).astype(kind)
+        found = (found ^ sign) - sign
+    m.write(target, found.astype(kind))
+
+
+@operation("bfi")
+def _insert(m, i):
+    target, part, whole, begin, length = i.operands
+    kind = UNSIGNED[i.type.itemsize]
+    begin, length = (int(m.read(v, "u32")[0]) for v in (begin, length))
+    mask = kind(((1 << length) - 1) << begin & ((1 << 8 * i.type.itemsize) - 1))
+    m.write(target, (m.read(whole, i.type) & ~mask) | ((m.read(part, i.type) << kind(begin)) & mask))
+
+
+@operation("prmt")
+def _permute(m, i):
+    target, low, high, selector = i.operands
+    both = m.read(low, "u32").astype(np.uint64) | (m.read(high, "u32").astype(np.uint64) << np.uint64(32))
+    chosen, found = m.read(selector, "u32").astype(np.uint64), np.uint64(0)
+    for byte in range(4):
+        which = chosen >> np.uint64(4 * byte)
+        value = (both >> ((which & np.uint64(7)) * np.uint64(8))) & np.uint64(255)
+        signs = np.where(value & np.uint64(128), np.uint64(255), np.uint64(0))
+        found = found | (np.where(which & np.uint64(8), signs, value) << np.uint64(8 * byte))
+    m.write(target, found.astype(np.uint32))
+
+
+@operation("shf")
+def _funnel(m, i):
+    target, low, high, count = i.operands
+    low, high, count = (m.read(v, "u32").astype(np.uint64) for v in (low, high, count))
+    count = count & np.uint64(31) if "wrap" in i.opcode else np.minimum(count, 32)
+    both = (high << np.uint64(32)) | low
+    m.write(target, ((both >> count) if i.opcode[1] == "r" else (both << count) >> np.uint64(32)).astype(np.uint32))
+
+
+@operation("lop3")
+def _logic(m, i):
+    target, x, y, z, table = i.operands[:5]
+    x, y, z = (m.read(v, "u32") for v in (x, y, z))
+    found, table = np.uint32(0), int(table, 0)
+    for row in range(8):
+        if table >> row & 1:
+            found = found | ((x if row & 4 else ~x) & (y if row & 2 else ~y) & (z if row & 1 else ~z))
+    m.write(target, found)
+
+
+# A warp's threads together
+
+
+@operation("shfl")
+def _shuffle(m, i):
+    target, value, other, clamp = i.operands[:4]
+    mode = i.opcode[2]
+    lane = m.lane[m.lanes]
+    by, clamp = (np.broadcast_to(m.read(v, "u32").astype(np.int64), lane.shape) for v in (other, clamp))
+    segment, most = clamp >> 8 & 31, clamp & 31
+    first = lane & segment
+    last = first | (most & ~segment & 31)
+    source = {"up": lane - by, "down": lane + by, "bfly": lane ^ by, "idx": first | (by & ~segment & 31)}[mode]
+    inside = source >= last if mode == "up" else source <= last
+    source = m.warp_begin[m.lanes] + np.where(inside, source, lane)
+    full = np.zeros(m.count + WARP, np.uint32)
+    active = np.zeros(m.count + WARP, bool)
+    full[m.lanes], active[m.lanes] = np.broadcast_to(m.read(value, "b32"), lane.shape), True
+    if not active[source].all():
+        raise PTXError(f"a thread is asked for its number that does not take part: {i.text}")
+    for register, found in zip(target.split("|"), (full[source], inside), strict=False):
+        m.write(register, found)
+
+
+def _ballots(m, votes):
+    found = np.zeros(m.warp.max() + 1, np.uint64)
+    np.bitwise_or.at(found, m.warp[m.lanes], np.where(votes, np.uint64(1) << m.lane[m.lanes].astype(np.uint64), np.uint64(0)))
+    return found[m.warp[m.lanes]]
+
+
+@operation("vote")
+def _vote(m, i):
+    votes = np.broadcast_to(m.predicate(i.operands[1]), m.lanes.shape)
+    found, everyone = _ballots(m, votes), _ballots(m, np.ones(m.lanes.size, bool))
+    by = {"ballot": found.astype(np.uint32), "any": found != 0, "all": found == everyone}
+    m.write(i.operands[0], by[next(mode for mode in by if mode in i.opcode)])
+
+
+@operation("activemask")
+def _active(m, i):
+    m.write(i.operands[0], _ballots(m, np.ones(m.lanes.size, bool)).astype(np.uint32))
+
+
+__all__: list[Any] = ["Counters", "Kernel", "Memory", "PTXError", "execute"]
