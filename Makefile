@@ -1,4 +1,4 @@
-# make setup | test | lint | bench | results: each does everything on a fresh machine with Python 3.11 and pip.
+# make setup | test | test-cuda | lint | bench | results: each does everything on a fresh machine with Python 3.11 and pip.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # 2 processes for 2 cores, each kernel on one thread: fewer would idle, more would fight.
 JOBS ?= 2
 
-.PHONY: setup test lint format bench results readme
+.PHONY: setup test test-cuda lint format bench results readme
 
 setup: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 # In three runs: a process grows by 3.5 MB for each kernel that it compiles, and one that had half of all tests to 12.5 GB.
 test: setup
 	for files in 'a-c' 'd-m' 'n-z'; do $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/test_[$$files]*.py || exit 1; done
+
+# The CUDA kernels alone, on an emulator; with a GPU, `pytest -m gpu` runs them there.
+test-cuda: setup
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/test_ptx.py tests/test_cuda.py tests/test_cuda_code.py
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,16 +1,11 @@
-"""The arithmetic files mean the same on every target: on plain numpy scalars, and compiled into a CUDA kernel without a GPU."""
+"""The arithmetic files mean the same on every target: on plain numpy scalars here; CUDA's are in test_cuda.py."""
 
-import contextlib
-import importlib.metadata
 import math
-import re
-import types
 
 import numpy as np
 import pytest
 import reference
 import torch
-from fastpool.kernels import random
 from fastpool.kernels.pool import KINDS
 
 WINDOWS = [
@@ -97,86 +92,3 @@ def test_combine_is_accumulate_in_any_split(kind):
                     parts.append(state)
                 for merged in (kind.combine(*parts), kind.combine(*parts[::-1])):
                     np.testing.assert_allclose(np.array(merged), np.array(whole), rtol=1e-14, equal_nan=True)
-
-
-TOOLCHAIN = ("numba-cuda", "nvidia-cuda-nvrtc", "nvidia-nvvm")
-
-
-def installed(name):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version(name))
-    return False
-
-
-@contextlib.contextmanager
-def compiling_for(cc):
-    """Device functions compile for this compute capability, with no driver and no device."""
-    from numba.cuda import dispatcher
-
-    asked = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=cc)
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device = asked
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_to_ptx(kind, dtype):
-    """The same functions inside a toy kernel, a window a thread, for sm_80; float32 arithmetic stays float32."""
-    missing = [name for name in TOOLCHAIN if not installed(name)]
-    if missing:
-        pytest.skip(f"the CUDA toolchain's wheels are not installed ({', '.join(missing)}): pip install 'fastpool[cuda]'")
-    import numba
-    from fastpool.kernels.cuda.number import compiled
-    from numba import cuda, int32, uint32
-
-    kind, number = KINDS[kind], getattr(numba, dtype)
-    init, accumulate, neutral = compiled(kind.init), compiled(kind.accumulate), compiled(kind.neutral)
-    pointer, taps = numba.types.CPointer(number), 4
-
-    if kind.selects:
-        uniform, gradient = compiled(random.uniform), compiled(kind.gradient())
-        survey, draws = compiled(kind.survey) if kind.survey else None, kind.draws
-
-        def toy(x, gy, y, gx, p, n):
-            t = cuda.grid(1)
-            if t < n:
-                zero = number(0)
-                if draws:
-                    total = neutral(zero)
-                    for k in range(taps):
-                        total = survey(total, x[t * taps + k])
-                    state = init(zero, int32(0), total, uniform(uint32(t), uint32(0), uint32(1), uint32(2), zero))
-                else:
-                    state = init(zero, int32(0))
-                for k in range(taps):
-                    state = accumulate(state, x[t * taps + k], int32(k))
-                y[t] = state[0]
-                for k in range(taps):
-                    gx[t * taps + k] = gradient(gy[t], state[1], int32(k))
-
-    else:
-        finalise, share = compiled(kind.finalise), compiled(kind.share)
-        read = cuda.jit((lambda p: (), lambda p: (p[0],), lambda p: (p[0], p[1]))[len(kind.parameters)], device=True)
-        residue = compiled(kind.residue) if kind.residue else None
-
-        def toy(x, gy, y, gx, p, n):
-            t = cuda.grid(1)
-            if t < n:
-                parameters = read(p)
-                state = init(number(0))
-                for k in range(taps):
-                    state = accumulate(state, x[t * taps + k], parameters)
-                y[t] = finalise(state, number(taps), number(taps), parameters)
-                rest = residue(state) if residue is not None else y[t]
-                for k in range(taps):
-                    gx[t * taps + k] = share(gy[t], x[t * taps + k], y[t], rest, number(taps), number(taps), parameters)
-
-    with compiling_for((8, 0)):
-        ptx, _ = cuda.compile_ptx(toy, (*[pointer] * 5, int32), cc=(8, 0))
-    assert ".target sm_80" in ptx
-    assert len(re.findall(rf"st\.(?:global\.)?(?:f|b){dtype[5:]}", ptx)) >= 2
-    if dtype == "float32":
-        assert ".f64" not in ptx

@@ -3,6 +3,7 @@
 import emulated
 import pytest
 from test_dtypes import test_average_of_integers_is_torchs, test_halves, test_selections  # noqa: F401
+from test_faces import test_values_and_gradients  # noqa: F401
 from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
 from test_pooling import (  # noqa: F401
     test_avg_counts,
