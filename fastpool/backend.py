@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .kernels.pool import Selecting, Summing
 
 _BACKENDS = {"cpu": "fastpool.kernels.cpu.pooling", "cuda": "fastpool.kernels.cuda.pooling"}
-_UNPOOLING = {"cpu": "fastpool.kernels.cpu.unpool"}
+_UNPOOLING = {"cpu": "fastpool.kernels.cpu.unpool", "cuda": "fastpool.kernels.cuda.unpool"}
 _ELEMENTWISE = {"cpu": "fastpool.kernels.cpu.elementwise", "cuda": "fastpool.kernels.cuda.elementwise"}
 _SEED = 0xFFFFFFFF
 
@@ -402,16 +402,19 @@ def _planes(shape: Sequence[int], rank: int) -> tuple[int, int]:
 
 
 def unpool(caller: str, x: torch.Tensor, indices: torch.Tensor, sizes: Ints) -> torch.Tensor:
-    """Zeros of these sizes, in x's layout, with each element of x at its index; RuntimeError for an index outside."""
+    """Zeros of these sizes, in x's layout, with each element of x at its index; RuntimeError for an index outside.
+
+    On CUDA such an element is left out: to know of it is to wait for the device.
+    """
     rank, shape = len(sizes), (*x.shape[: -len(sizes)], *sizes)
     kernels, last, dense = _unpooling(caller, x, x, rank)
     y = empty(x, shape, dense_strides(shape, rank, last)).zero_()
     if x.numel():
         x, indices = restride(x, dense), restride(indices, dense)
-        wrong = torch.zeros((), dtype=torch.int64)  # 0 is right for any map
+        wrong = torch.zeros((), dtype=torch.int64, device=x.device)  # 0 is right for any map
         plan = kernels.scatter_plan(x.element_size(), last, _planes(shape, rank), math.prod(x.shape[-rank:]), math.prod(sizes))
         plan.run([t.data_ptr() for t in (y, x, indices, wrong)], runtime.threads() if plan.parallel else 1)
-        if wrong:
+        if not x.is_cuda and wrong:
             raise RuntimeError(
                 f"{caller}: index {int(wrong)} is outside the output of {sizes}, which has {math.prod(sizes)} elements a map"
             )

@@ -66,9 +66,10 @@ class Emulator:
 @contextlib.contextmanager
 def device(cc=(8, 0)):
     """The ``Emulator`` that what is called inside runs on."""
-    from fastpool.kernels.cuda import elementwise, launch, pooling
+    from fastpool.kernels.cuda import elementwise, launch, pooling, unpool
 
-    emulator, modules = Emulator(cc), {id(backend._BACKENDS): pooling, id(backend._ELEMENTWISE): elementwise}
+    emulator = Emulator(cc)
+    modules = {id(backend._BACKENDS): pooling, id(backend._ELEMENTWISE): elementwise, id(backend._UNPOOLING): unpool}
     address_of, allocate = torch.Tensor.data_ptr, backend.empty
 
     def kernels_for(device, dtype, caller, dtypes, modules_of=backend._BACKENDS):

@@ -30,6 +30,7 @@ from test_stochastic import (  # noqa: F401
     test_nothing_positive_and_not_finite,
     test_subnormal_windows_still_draw,
 )
+from test_unpool import test_dtypes, test_round_trip_is_torchs  # noqa: F401
 
 pytestmark = emulated.needs_toolchain
 
