@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from . import (
     conv_layers,
     conv_peers,
     conv_report,
+    cuda_model,
     libraries,
     pool,
     pool_bars,
@@ -261,6 +263,30 @@ def block_command(
     if interrupted:
         context.exit(terminal.INTERRUPTED)
     context.exit(0 if all(row["correct"] for row in rows) else 1)
+
+
+@bench.command("cuda-model")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
+@click.option("--pooling", "poolings", type=click.Choice(cuda_model.POOLINGS), multiple=True, help="Only this one; repeatable.")
+@click.option("--layout", "layouts", type=click.Choice(LAYOUTS), multiple=True, help="Only this one; repeatable.")
+def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequence[str]) -> None:
+    """What do CUDA kernels move and execute, and how long must that take?
+
+    Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112 in float32, bounds by makers' numbers of
+    bandwidth (m) or of instructions (i), whichever is larger. No GPU is needed, and nothing is measured on one.
+    """
+    console = terminal.console(110)
+    cases = [(kind, w, layout) for kind in poolings or cuda_model.POOLINGS for w in cuda_model.WINDOWS for layout in layouts or LAYOUTS]
+    found: list[cuda_model.Count] = []
+    with terminal.progress() as progress:
+        for kind, window, layout in progress.track(cases, description="kernels"):
+            found += cuda_model.counts(kind, window, layout)
+            if path is not None:
+                path.write_text(json.dumps(cuda_model.rows(found), indent=1))
+    console.print(cuda_model.table(found))
+    console.print(
+        "us: at least so many for 8x64x112x112; m: by memory, i: by instructions of warps. Bounds, not measurements.", style="dim"
+    )
 
 
 @bench.command("conv")

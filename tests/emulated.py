@@ -10,9 +10,9 @@ import functools
 import importlib.metadata
 
 import numpy as np
-import ptx
 import pytest
 import torch
+from fastpool.bench import ptx
 
 from fastpool import backend
 

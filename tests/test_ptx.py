@@ -5,8 +5,8 @@ import re
 
 import emulated
 import numpy as np
-import ptx
 import pytest
+from fastpool.bench import ptx
 
 COUNT = 64
 
@@ -131,6 +131,80 @@ def test_saturation_and_flushing():
     )
     small = np.full(COUNT, 1e-40, np.float32)
     assert (applied("add.ftz.f32 {0}, {1}, {2};", "f32", "f32", small, small) == 0).all()
+    assert (applied("mul.ftz.f32 {0}, {1}, {2};", "f32", "f32", small, np.full(COUNT, 1e30)) == 0).all()
+
+
+def test_results_are_rounded_as_said():
+    """One step of float32 beyond 1, and where a sum, a product, or a float64 is between two."""
+    one, below, above = (np.float32(v) for v in (1, np.nextafter(np.float32(1), np.float32(0)), np.nextafter(np.float32(1), np.float32(2))))
+    tiny, ones = np.full(COUNT, 1e-12), np.ones(COUNT)
+    for sign, expected in ((1, {"rn": one, "rz": one, "rm": one, "rp": above}), (-1, {"rn": one, "rz": below, "rm": below, "rp": one})):
+        for direction, value in expected.items():
+            for of, kind, operation, operands in (
+                ("f32", "f32", "add.{0}.f32 {{0}}, {{1}}, {{2}};", (ones, sign * tiny)),
+                ("f32", "f32", "sub.{0}.f32 {{0}}, {{1}}, {{2}};", (ones, -sign * tiny)),
+                ("f32", "f32", "fma.{0}.f32 {{0}}, {{1}}, {{1}}, {{2}};", (ones, sign * tiny)),
+                ("f64", "f32", "cvt.{0}.f32.f64 {{0}}, {{1}};", (ones + sign * tiny,)),
+            ):
+                assert (applied(operation.format(direction), of, kind, *operands) == value).all(), (operation, direction, sign)
+    exact = X.astype(np.float32).astype(np.float64) * Y.astype(np.float32)
+    down, up = (applied(f"mul.{d}.f32 {{0}}, {{1}}, {{2}};", "f32", "f32", X, Y).astype(np.float64) for d in ("rm", "rp"))
+    known = np.isfinite(exact)
+    assert ((down <= exact) & (exact <= up))[known].all()
+    assert (down < up).sum() > COUNT // 2
+    np.testing.assert_array_equal(down[~known], exact[~known])
+
+
+def test_of_zeros_the_negative_is_less():
+    zeros, others = np.array([0.0, -0.0, 0.0, -0.0] * (COUNT // 4)), np.array([0.0, 0.0, -0.0, -0.0] * (COUNT // 4))
+    for kind in ("f32", "f64"):
+        for part in ("", ".NaN") if kind == "f32" else ("",):
+            for name, expected in (("min", [False, True, True, True]), ("max", [False, False, False, True])):
+                found = applied(f"{name}{part}.{kind} {{0}}, {{1}}, {{2}};", kind, kind, zeros, others)
+                assert np.signbit(found)[:4].tolist() == expected
+
+
+def test_selecting_and_testing():
+    floats = X.astype(np.float32), Y.astype(np.float32)
+    by = np.where(np.arange(COUNT) % 2 == 0, 1, -1)
+    found = applied("and.b32 %r1, %r0, 1;\nneg.s32 %r1, %r1;\nslct.f32.s32 {0}, {1}, {2}, %r1;", "f32", "f32", *floats)
+    np.testing.assert_array_equal(found, np.where(by > 0, *floats))
+    less = floats[0] < floats[1]
+    assert applied("set.lt.s32.f32 {0}, {1}, {2};", "f32", "s32", *floats).tolist() == np.where(less, -1, 0).tolist()
+    assert applied("set.lt.f32.f32 {0}, {1}, {2};", "f32", "f32", *floats).tolist() == less.astype(float).tolist()
+    odd = np.arange(COUNT) % 2 == 1
+    joined = "and.b32 %r1, %r0, 1;\nsetp.ne.u32 %p1, %r1, 0;\nset.lt.and.u32.f32 {0}, {1}, {2}, %p1;"
+    assert applied(joined, "f32", "u32", *floats).tolist() == np.where(less & odd, 0xFFFFFFFF, 0).tolist()
+    for name, truth in {"finite": np.isfinite, "infinite": np.isinf, "notanumber": np.isnan}.items():
+        found = applied(f"testp.{name}.f32 %p0, {{1}};\nselp.f32 {{0}}, 0f3F800000, 0f00000000, %p0;", "f32", "f32", X)
+        np.testing.assert_array_equal(found, truth(floats[0]))
+
+
+def test_fields_and_bytes_by_registers():
+    whole = rng.integers(0, 2**32, COUNT)
+    begins, lengths = rng.integers(0, 40, COUNT), rng.integers(0, 40, COUNT)
+
+    def field(value, begin, length, signed):
+        sign = -1 if signed and length and value >> min(begin + length - 1, 31) & 1 else 0
+        end = min(begin + length, 32)
+        extended = value & (1 << end) - 1 | sign << end
+        return (extended >> begin if signed else value >> begin & (1 << length) - 1) & 0xFFFFFFFF if length else 0
+
+    for kind, signed in (("u32", False), ("s32", True)):
+        found = applied(f"bfe.{kind} {{0}}, {{1}}, {{2}}, {{3}};", "u32", "u32", whole, begins, lengths)
+        assert found.tolist() == [field(int(v), int(b), int(n), signed) for v, b, n in zip(whole, begins, lengths, strict=True)]
+    found = applied("bfi.b32 {0}, {1}, 0, {2}, {3};", "u32", "u32", whole, begins, lengths)
+    triples = list(zip(whole.tolist(), begins.tolist(), lengths.tolist(), strict=True))
+    assert found.tolist() == [(v & (1 << n) - 1) << b & 0xFFFFFFFF for v, b, n in triples]
+    found = applied("prmt.b32 {0}, {1}, {2}, {3};", "u32", "u32", whole, ~whole & 0xFFFFFFFF, begins | 0x8000)
+    parts = [(v | (~v & 0xFFFFFFFF) << 32, b | 0x8000) for v, b, _ in triples]
+    expected = []
+    for both, selector in parts:
+        which = [selector >> 4 * k & 15 for k in range(4)]
+        taken = [both >> 8 * (w & 7) & 255 for w in which]
+        taken = [(255 if v & 128 else 0) if w & 8 else v for v, w in zip(taken, which, strict=True)]  # 8: the sign alone
+        expected.append(int.from_bytes(bytes(taken), "little"))
+    assert found.tolist() == expected
 
 
 UNSIGNED_32, SIGNED = WHOLE.astype(np.int64) & 0xFFFFFFFF, WHOLE.astype(np.int64)
@@ -195,6 +269,114 @@ def test_conversions():
         applied("mov.b32 {{%h1, %h2}}, {1};\nmov.b32 {0}, {{%h2, %h1}};", "b32", "b32", WHOLE & 0xFFFFFFFF),
         np.array([(v >> 16 | v << 16) & 0xFFFFFFFF for v in (WHOLE & 0xFFFFFFFF).tolist()], np.uint32),
     )
+
+
+def test_bfloat16_is_rounded_to_nearest_even():
+    import torch
+
+    x = np.concatenate([X, 1 + np.arange(COUNT) * 2.0**-9])[::2].astype(np.float32)
+    bits = applied("cvt.rn.bf16.f32 {0}, {1};", "f32", "b16", x)
+    truth = torch.tensor(x).bfloat16()
+    number = np.isfinite(x)
+    np.testing.assert_array_equal(bits[number], truth.view(torch.int16).numpy().view(np.uint16)[number])
+    back = applied("cvt.f32.bf16 {0}, {1};", "b16", "f32", bits)
+    np.testing.assert_array_equal(back, truth.float().numpy())
+
+
+def test_vectors_and_narrow_numbers_of_memory():
+    """Two and four at once; bytes and halves, with their signs."""
+    x, result = np.arange(4 * COUNT, dtype=np.int32), np.zeros(4 * COUNT, np.int32)
+    place = "mul.wide.u32 %rd20, %r0, 16;\nadd.s64 %rd21, %rd20, %rd0;\nadd.s64 %rd22, %rd20, %rd1;\n"
+    load = "ld.global.nc.v4.u32 {%r1, %r2, %r3, %r4}, [%rd21];\n"
+    counters = run(place + load + "st.global.v2.u32 [%rd22], {%r4, %r3};\nst.volatile.global.v2.u32 [%rd22+8], {%r2, %r1};", x, result)
+    assert result.reshape(-1, 4).tolist() == x.reshape(-1, 4)[:, ::-1].tolist()
+    # 16 bytes of a lane are 16 sectors a warp; 8 of every 16 touch as many.
+    assert [(a.kind, a.bytes, a.requests, a.lanes, a.sectors) for a in counters.accesses.values()] == [
+        ("ld", 16, 2, COUNT, 32),
+        ("st", 8, 2, COUNT, 32),
+        ("st", 8, 2, COUNT, 32),
+    ]
+    for kind in ("s8", "u8", "s16", "u16"):
+        of = ptx.TYPES[kind]
+        narrow, wide = rng.integers(-100, 100, COUNT).astype(of), np.zeros(COUNT, np.int32)
+        run(moved(kind, "ld", "%h1", 0) + f"cvt.s32.{kind} %r1, %h1;" + moved("s32", "st", "%r1", 1), narrow, wide)
+        assert wide.tolist() == narrow.tolist()
+
+
+def test_braces_have_their_own_registers():
+    """As inline assembly has: the same names, of other types, hide those outside."""
+    result = np.zeros(COUNT, np.int64)
+    body = """
+    .loc 1 2 3
+    mov.u32 %r1, 5;
+    { .reg .b64 %r1; mov.u64 %r1, 0x100000002; { .reg .pred %r1; setp.eq.u32 %r1, 0, 0; } mov.b64 %rd20, %r1; }
+    {   .reg .b32 t; mov.u32 t, %r1; cvt.u64.u32 %rd21, t; }
+    add.s64 %rd20, %rd20, %rd21;
+    """
+    run(body + moved("s64", "st", "%rd20", 0), result)
+    assert (result == 0x100000007).all()
+
+
+def test_variables_of_a_program():
+    """Initialised or zero, in global and constant memory; what the launch gives of shared memory is behind the rest."""
+    text = """
+.const .align 4 .f32 ones[3] = {0f3F800000, 0f40000000};
+.global .align 4 .b8 bytes[8] = {1, 2, 3, 4};
+.global .align 4 .u32 seven = 7;
+.extern .shared .align 16 .b8 dynamic[];
+.shared .align 4 .b8 place[20];
+.entry other(.param .u64 q) { ret; }
+.entry tested(.param .u64 p0, .param .b32 scale) { ret; }
+"""
+    kernel = ptx.Kernel(text, "tested")
+    assert (kernel.name, kernel.parameters) == ("tested", [("u64", "p0"), ("b32", "scale")])
+    assert {name: values.tolist() for name, values in kernel.constants.items()} == {
+        "ones": [1, 2, 0],
+        "bytes": [1, 2, 3, 4, 0, 0, 0, 0],
+        "seven": [7],
+    }
+    assert (kernel.shared, kernel.shared_bytes) == ({"place": 0, "dynamic": 32}, 32)
+    with pytest.raises(ptx.PTXError, match="more than a number"):
+        ptx.Kernel(".entry k(.param .align 8 .b8 p[16]) { ret; }")
+
+
+def test_a_float_for_bits_is_its_bits():
+    text = """
+.entry tested(.param .u64 p0, .param .b32 scale)
+{
+    .reg .b64 %rd<2>;
+    .reg .b32 %f<2>;
+    ld.param.u64 %rd1, [p0];
+    ld.param.b32 %f1, [scale];
+    st.global.b32 [%rd1], %f1;
+    ret;
+}
+"""
+    x, memory = np.zeros(1, np.float32), ptx.Memory()
+    memory.add(x.ctypes.data, x.view(np.uint8))
+    for value in (1.5, np.float32(2.5)):
+        ptx.execute(ptx.Kernel(text), (1,), (1,), [x.ctypes.data, value], memory)
+        assert x[0] == value
+
+
+def test_views_are_of_one_memory():
+    """Inside, overlapping or around what is known; a new allocation at an old one's address is new."""
+    whole = np.zeros(400, np.uint8)
+    begin = whole.ctypes.data
+
+    def known(*views):
+        memory = ptx.Memory()
+        for start, stop, initialised in views:
+            memory.add(begin + start, whole[start:stop], initialised)
+        return [(a.address - begin, a.array.size, int(a.written.sum())) for a in memory.allocations.values()]
+
+    assert known((0, 400, False), (40, 80, True)) == [(0, 400, 0)]
+    assert known((0, 400, False), (0, 100, True)) == [(0, 400, 0)]
+    assert known((0, 100, True), (0, 100, False)) == [(0, 100, 0)]
+    assert known((100, 200, False), (0, 400, True)) == [(0, 400, 400)]
+    assert known((0, 100, True), (60, 160, False)) == [(0, 160, 60)]
+    assert known((0, 100, False), (200, 300, False), (50, 250, True)) == [(0, 300, 200)]
+    assert known((0, 100, True), (100, 200, True)) == [(0, 100, 100), (100, 100, 100)]
 
 
 def test_divergence_meets_again():
@@ -275,6 +457,19 @@ def test_warps_together():
     assert result.tolist() == [7] * 32 + [0] * 32
 
 
+def test_kinds_of_atomics():
+    """Threads one after the other, which the numbers they get say."""
+    total, before = np.zeros(1, np.uint32), np.zeros(COUNT, np.uint32)
+    body = "atom.global.{} %r1, [%rd0], %r2;" + moved("u32", "st", "%r1", 1)
+    run("mov.u32 %r2, 4;\n" + body.format("inc.u32"), total, before)
+    assert before.tolist() == [t % 5 for t in range(COUNT)]
+    total[:] = 3
+    run("mov.u32 %r2, 9;\n" + body.format("dec.u32"), total, before)
+    assert before.tolist() == [(3 - t) % 10 for t in range(COUNT)]
+    run("mov.u32 %r2, %r0;\n" + body.format("exch.b32"), total, before)
+    assert before[1:].tolist() == list(range(COUNT - 1))
+
+
 def test_atomics_add_up():
     total = np.zeros(1, np.int32)
     run("mov.u32 %r1, 1;\natom.global.add.s32 %r2, [%rd0], %r1;", total)
@@ -300,17 +495,48 @@ WRONG = {
     "nobody has written": (moved("f32", "ld", "%f1", 0), {"initialised": ()}),
     "race": ("st.global.u32 [%rd0], %r0;", {}),
     "not all threads": ("setp.lt.u32 %p0, %r0, 32;\n@%p0 bar.sync 0;", {}),
+    "nobody has written: red": ("red.global.add.u32 [%rd0], %r0;", {"initialised": ()}),
+    "nobody has written: ld.shared": ("mov.u32 %r1, place;\nld.shared.u32 %r2, [%r1];", {"shared": ".shared .align 4 .b8 place[4];"}),
+    "race: .*st.global.u8": ("cvt.u64.u32 %rd1, %r0;\nshr.u64 %rd1, %rd1, 1;\nadd.s64 %rd1, %rd1, %rd0;\nst.global.u8 [%rd1], %r0;", {}),
+    "race: .*p0 st": ("ld.global.u32 %r1, [%rd0];\nsetp.eq.u32 %p0, %r0, 63;\n@%p0 st.global.u32 [%rd0], %r0;", {}),
+    "race: .*st.global.u32": ("red.global.add.u32 [%rd0], %r0;\nsetp.eq.u32 %p0, %r0, 5;\n@%p0 st.global.u32 [%rd0], %r0;", {}),
     "no such operation": ("wmma.load;", {}),
+    "no such operation here: bar.warp": ("bar.warp.sync -1;", {}),
+    "no such operation here: add.cc": ("add.cc.u32 %r1, %r0, %r0;", {}),
+    "no such operation here: atom": ("atom.global.other.u32 %r1, [%rd0], %r0;", {}),
+    "no such rounding": ("div.rz.f32 %f1, %f2, %f3;", {}),
+    "no such type": ("add.f16x2 %r1, %r0, %r0;", {}),
+    "no such operand": ("mov.u32 %r1, %clock;", {}),
+    "a label twice": ("$A:\n$A:\nmov.u32 %r1, 0;", {}),
+    "no GPU has such a launch": ("mov.u32 %r1, 0;", {"block": 1025}),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_said(what):
     body, more = WRONG[what]
-    if what == "not all threads":
-        body = "setp.ge.u32 %p0, %r0, 32;\n@%p0 bra $OUT;\nbar.sync 0;\n$OUT:\nmov.u32 %r1, 0;"
     with pytest.raises(ptx.PTXError, match=what):
         run(body, GLOBAL.copy(), **more)
+
+
+def test_a_barrier_orders_a_block_and_no_other():
+    """Global memory: a neighbour's number, which is of the same block, or of the next."""
+    result = np.zeros(2 * COUNT, np.int32)
+    body = moved("s32", "st", "%r0", 0) + "bar.sync 0;\nxor.b32 %r0, %r0, {};" + moved("s32", "ld", "%r1", 0)
+    run(body.format(1), result, grid=2)
+    assert result.tolist() == list(range(2 * COUNT))
+    with pytest.raises(ptx.PTXError, match="race"):
+        run(body.format(COUNT), result, grid=2)
+
+
+def test_reads_by_all_blocks_then_a_write_is_a_race_of_any_later_one():
+    """What several threads read is not forgotten when one of them reads again."""
+    body = "ld.global.u32 %r1, [%rd0];\n" * 2 + "bar.sync 0;\nsetp.eq.u32 %p0, %r0, {};\n@%p0 st.global.u32 [%rd0], %r0;"
+    result = np.zeros(1, np.int32)
+    run(body.format(COUNT - 1), result)
+    assert result[0] == COUNT - 1
+    with pytest.raises(ptx.PTXError, match="race"):
+        run(body.format(0), result, grid=2)
 
 
 def test_a_barrier_parts_who_writes_from_who_reads():
@@ -397,6 +623,19 @@ def test_seeded_bugs_are_caught():
 
     with pytest.raises(ptx.PTXError, match="race"):
         mutant(not_atomic, (pointer, pointer), x, y.copy())
+
+    def divergent(x, y):
+        t = uint32(cuda.threadIdx.x)
+        if t < uint32(32):
+            cuda.syncthreads()
+            y[t] = x[t]
+        else:
+            y[t] = x[t]
+            cuda.syncthreads()
+            y[t] = x[t] + x[t]
+
+    with pytest.raises(ptx.PTXError, match="not all threads"):
+        mutant(divergent, (pointer, pointer), x, y.copy(), grid=1)
 
     def doubled(x, y):
         t = uint32(cuda.blockIdx.x * 64 + cuda.threadIdx.x)

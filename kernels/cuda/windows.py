@@ -5,6 +5,7 @@ no atomics, the same sum every time.
 """
 
 import functools
+import math
 
 from numba import cuda, int32, int64, types, uint32, uint64
 
@@ -18,7 +19,8 @@ PARAMETERS = 6
 UNROLLED = 36
 """Taps up to which a window is written out."""
 
-DIVISOR = (uint32,) * 3
+GATHERED = 9
+"""Windows that hold an element up to which those are written out."""
 
 
 @functools.cache
@@ -217,7 +219,7 @@ def _windows(kernel_size, stride, dilation):
     return tuple(zip(kernel_size, stride, dilation, strict=True))
 
 
-def _signature(pointers, divisors, plain, real, name):
+def _signature(pointers, divisors, plain, name):
     number = types.float64 if name == "float64" else types.float32
     return (*map(types.CPointer, pointers), *(uint32,) * (3 * divisors + plain), *(number,) * PARAMETERS)
 
@@ -270,14 +272,14 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
         if saves:
             kept[t] = keeps(rest)
 
-    return kernel, _signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, real, dtype)
+    return kernel, _signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, dtype)
 
 
 @specialised
 def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pad, divisor):
     """Arguments: gx, gy, saved, x, y; elements of gx; C, D, H and W as divisors; OD, OH, OW; x's strides; the paddings; the reduction's
     parameters."""
-    A, real, (KD, KH, KW), (DD, DH, DW) = arithmetic(kind), computed(dtype), kernel_size, map(uint32, dilation)
+    A, real, (KD, KH, KW), (DD, DH, DW) = arithmetic(kind), computed(dtype), map(uint32, kernel_size), map(uint32, dilation)
     share, selects, reads_values, reads_saved = A.share, kind.selects, A.reads_values, A.reads_saved
     windows = _windows(kernel_size, stride, dilation)
     along_d, along_h, along_w = (_axis(*of) for of in windows)
@@ -285,7 +287,11 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
     counts, where, place_of = _count(windows, include_pad, divisor, real), place(last), index(last)
     take, write, first_of = read(dtype), written(dtype), first_parameters(len(kind.parameters))
     rest_of = int32 if selects else real
-    taps, one = KD * KH * KW, uint32(1)
+    taps, one = math.prod(kernel_size), uint32(1)
+    # So many windows hold an element along each axis, at most.
+    most = tuple(-(-(D * (K - 1) + 1) // S) if S else 0 for K, S, D in windows)
+    MD, MH, MW = most
+    SD, SH, SW = map(uint32, stride)
 
     @device
     def tap(i, start, step, K):
@@ -293,6 +299,61 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
         off = uint32(i - start)
         k = uint32(off // step)
         return k if uint32(k * step) == off and k < K else K
+
+    @device
+    def share_of(window, taps_at, element, gy, kept, y, value, sizes, outs, paddings, p):
+        """What one window gives to the gradient of an element; nothing if it has no tap there."""
+        (od, oh, ow), (kd, kh, kw), (n, c, C), zero = window, taps_at, element, real(0)
+        given = zero
+        if od < outs[0] and oh < outs[1] and ow < outs[2] and kd < KD and kh < KH and kw < KW:
+            o = place_of(n, c, od, oh, ow, C, outs[0], outs[1], outs[2])
+            number = int32(uint32(uint32(uint32(uint32(kd * KH) + kh) * KW) + kw))
+            rest = rest_of(kept[o]) if reads_saved else rest_of(0)
+            result = take(y[o]) if reads_values else zero
+            count = zero if selects else counts(od, oh, ow, sizes, outs, paddings)
+            given = share(take(gy[o]), value, result, rest, number, count, real(taps), p)
+        return given
+
+    @device
+    def written_out(at, element, gy, kept, y, value, sizes, outs, paddings, p):
+        d, h, w = uint32(at[0] + paddings[0]), uint32(at[1] + paddings[1]), uint32(at[2] + paddings[2])
+        last_d, last_h, last_w = uint32(d // SD), uint32(h // SH), uint32(w // SW)
+        got = real(0)
+        # In rising order, as the CPU adds them; the number of an output before the first has wrapped.
+        for i in range(MD):
+            od = uint32(last_d - uint32(MD - 1 - i))
+            kd = tap(d, uint32(od * SD), DD, KD)
+            for j in range(MH):
+                oh = uint32(last_h - uint32(MH - 1 - j))
+                kh = tap(h, uint32(oh * SH), DH, KH)
+                for k in range(MW):
+                    ow = uint32(last_w - uint32(MW - 1 - k))
+                    kw = tap(w, uint32(ow * SW), DW, KW)
+                    got = got + share_of((od, oh, ow), (kd, kh, kw), element, gy, kept, y, value, sizes, outs, paddings, p)
+        return got
+
+    @device
+    def looped(at, element, gy, kept, y, value, sizes, outs, paddings, p):
+        got = real(0)
+        od, end_d = over_d(at[0], sizes[0], paddings[0], outs[0])
+        while od < end_d:
+            start, _, _ = along_d(od, sizes[0], paddings[0], outs[0])
+            kd = tap(at[0], start, DD, KD)
+            oh, end_h = over_h(at[1], sizes[1], paddings[1], outs[1])
+            while oh < end_h:
+                start, _, _ = along_h(oh, sizes[1], paddings[1], outs[1])
+                kh = tap(at[1], start, DH, KH)
+                ow, end_w = over_w(at[2], sizes[2], paddings[2], outs[2])
+                while ow < end_w:
+                    start, _, _ = along_w(ow, sizes[2], paddings[2], outs[2])
+                    kw = tap(at[2], start, DW, KW)
+                    got = got + share_of((od, oh, ow), (kd, kh, kw), element, gy, kept, y, value, sizes, outs, paddings, p)
+                    ow = uint32(ow + one)
+                oh = uint32(oh + one)
+            od = uint32(od + one)
+        return got
+
+    gathered = written_out if 0 < math.prod(most) <= GATHERED else looped
 
     def kernel(
         gx, gy, kept, x, y, total, C, mC, sC, D, mD, sD, H, mH, sH, W, mW, sW, OD, OH, OW, in_n, in_c, in_d, in_h, in_w, PD, PH, PW,
@@ -302,39 +363,14 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
         if t >= total:
             return
         n, c, d, h, w = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
-        p = first_of(a0, a1, a2, a3, a4, a5)
-        zero = real(0)
-        value, got = zero, zero
+        p, value = first_of(a0, a1, a2, a3, a4, a5), real(0)
         if reads_values:
             at = uint32(uint32(n * in_n) + uint32(c * in_c))
-            at = uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
-            value = take(x[at])
-        od, end_d = over_d(d, D, PD, OD)
-        while od < end_d:
-            start_d, _, _ = along_d(od, D, PD, OD)
-            kd = tap(d, start_d, DD, uint32(KD))
-            oh, end_h = over_h(h, H, PH, OH)
-            while oh < end_h:
-                start_h, _, _ = along_h(oh, H, PH, OH)
-                kh = tap(h, start_h, DH, uint32(KH))
-                ow, end_w = over_w(w, W, PW, OW)
-                while ow < end_w:
-                    start_w, _, _ = along_w(ow, W, PW, OW)
-                    kw = tap(w, start_w, DW, uint32(KW))
-                    if kd < uint32(KD) and kh < uint32(KH) and kw < uint32(KW):
-                        o = place_of(n, c, od, oh, ow, C, OD, OH, OW)
-                        number = int32(uint32(uint32(uint32(uint32(kd * uint32(KH)) + kh) * uint32(KW)) + kw))
-                        rest = rest_of(kept[o]) if reads_saved else rest_of(0)
-                        result = take(y[o]) if reads_values else zero
-                        count = zero if selects else counts(od, oh, ow, (D, H, W), (OD, OH, OW), (PD, PH, PW))
-                        got = got + share(take(gy[o]), value, result, rest, number, count, real(taps), p)
-                    ow = uint32(ow + one)
-                oh = uint32(oh + one)
-            od = uint32(od + one)
-        gx[t] = write(got)
+            value = take(x[uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))])
+        gx[t] = write(gathered((d, h, w), (n, c, C), gy, kept, y, value, (D, H, W), (OD, OH, OW), (PD, PH, PW), p))
 
     number = stored(dtype)
-    return kernel, _signature((number, number, stored(saved or "uint8"), number, number), 4, 1 + 3 + 5 + 3, real, dtype)
+    return kernel, _signature((number, number, stored(saved or "uint8"), number, number), 4, 1 + 3 + 5 + 3, dtype)
 
 
 @specialised

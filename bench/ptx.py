@@ -4,9 +4,12 @@ The threads with the smallest program counter go first, a basic block at a time,
 it refuses what a GPU would let pass or not: access outside an allocation or misaligned, memory read before it was written, two threads at
 one byte without a barrier between them, a barrier that not all reach.  It counts warp instructions, 32-byte sectors and bank conflicts.
 
-Not modelled: weak ordering of memory, spin locks, textures, tensor cores, time.  ex2, lg2, sin and cos are numpy's.
+A barrier orders a block's threads, nothing orders blocks; an atomic is in no race with another, or with a read (a loop of compare and swap
+begins with one).  Not modelled: weak ordering of memory, barriers of a warp or of some threads, spin locks, textures, tensor cores, time,
+NaNs' bits.  ex2, lg2, sin and cos are numpy's, and what PTX calls approximate is rounded to nearest; fma of float64 is of long double.
 """
 
+import ctypes
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WARP, SECTOR, BANKS = 32, 32, 32
+GRID = 2**31 - 1, 65535, 65535
 SHARED, LOCAL = 1 << 60, 1 << 61
 """Where generic addresses of shared and of local memory begin: no host's address is as large."""
 
@@ -44,7 +48,12 @@ class Instruction(NamedTuple):
     @property
     def type(self):
         """The last part's dtype, which most go by."""
-        return TYPES[self.opcode[-1]]
+        return self.type_of(self.opcode[-1])
+
+    def type_of(self, part):
+        if part not in TYPES:
+            raise PTXError(f"no such type here: {self.text}")
+        return TYPES[part]
 
 
 def _split(text):
@@ -52,28 +61,73 @@ def _split(text):
     return tuple(part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if part.strip())
 
 
+def _immediate(text, dtype):
+    """A number written in an instruction, as bits of ``dtype`` if it is whole."""
+    bits = re.fullmatch(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})", text)
+    if bits:
+        return np.array([int(bits[1], 16)], np.uint32).view("f4") if bits[1] else np.array([int(bits[2], 16)], np.uint64).view("f8")
+    try:
+        value = int(text.rstrip("U"), 0)
+    except ValueError:
+        raise PTXError(f"no such operand here: {text}") from None
+    if dtype.kind == "b":
+        return np.array([bool(value)])
+    return np.array([value & ((1 << 8 * dtype.itemsize) - 1)], np.uint64).astype(UNSIGNED[dtype.itemsize])
+
+
 class Program:
     """The instructions between two braces."""
 
     def __init__(self, body):
         self.registers, self.instructions, self.labels = {}, [], {}
-        # Braces of their own are around calls, and what inline assembly declares.
-        for line in re.sub(r"^\s*[{}]\s*$", "", body, flags=re.MULTILINE).split(";"):
+        self._scopes, self._opened = [{}], 0
+        # Where a line is from is no statement: it has no semicolon.
+        for line in re.sub(r"^\s*\.(?:loc|file)\b[^\n]*", "", body, flags=re.MULTILINE).split(";"):
             self._add(" ".join(line.split()))
         self.targets = frozenset(self.labels.values())
 
     def _add(self, line):
-        while label := re.match(r"([$\w]+):\s*", line):
-            self.labels[label[1]] = len(self.instructions)
-            line = line[label.end() :]
+        while begins := re.match(r"([{}]|([$\w]+):)\s*", line):
+            line = line[begins.end() :]
+            if begins[1] == "{":
+                self._scopes.append({})
+                self._opened += 1
+            elif begins[1] == "}":
+                self._scopes.pop()
+            elif begins[2] in self.labels:
+                raise PTXError(f"a label twice: {begins[2]}")
+            else:
+                self.labels[begins[2]] = len(self.instructions)
         if declared := re.match(r"\.reg\s+\.(\w+)\s+(.*)", line):
-            kind = TYPES[declared[1]]
-            kind = kind if kind.kind == "b" else np.dtype(UNSIGNED[kind.itemsize])
-            for name, count in re.findall(r"(%?[\w$]+)(?:<(\d+)>)?", declared[2]):
-                self.registers |= {f"{name}{i}": kind for i in range(int(count))} if count else {name: kind}
+            self._declare(*declared.groups())
         elif line and not line.startswith("."):
-            negated, predicate, opcode, operands = re.match(r"(?:@(!?)(%?\w+)\s+)?([\w.:]+)\s*(.*)$", line).groups()
-            self.instructions.append(Instruction(predicate, bool(negated), tuple(opcode.split(".")), _split(operands), line))
+            found = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([\w.:]+)\s*(.*)$", line)
+            if found is None:
+                raise PTXError(f"no instruction: {line}")
+            negated, predicate, opcode, operands = found.groups()
+            self.instructions.append(
+                Instruction(
+                    predicate and self._seen(predicate), bool(negated), tuple(opcode.split(".")), _split(self._seen(operands)), line
+                )
+            )
+
+    def _declare(self, kind, names):
+        if kind not in TYPES:
+            raise PTXError(f"registers of a type that is not here: {kind}")
+        kind = TYPES[kind] if TYPES[kind].kind == "b" else np.dtype(UNSIGNED[TYPES[kind].itemsize])
+        for name, count in re.findall(r"(%?[\w$]+)(?:<(\d+)>)?", names):
+            for register in [f"{name}{i}" for i in range(int(count))] if count else [name]:
+                # What inline assembly declares between braces hides what has the same name outside.
+                own = register if len(self._scopes) == 1 else f"{register}@{self._opened}"
+                self._scopes[-1][register] = own
+                self.registers[own] = kind
+
+    def _seen(self, operands):
+        """With each register's own name, where scopes inside others declare any."""
+        if not any(self._scopes[1:]):
+            return operands
+        names = {name: own for scope in self._scopes for name, own in scope.items()}
+        return re.sub(r"%?[\w$]+", lambda found: names.get(found[0], found[0]), operands)
 
 
 class Function:
@@ -94,20 +148,31 @@ class Kernel:
         if found is None:
             raise PTXError(f"no kernel {entry or ''}")
         self.name = found[1]
-        self.parameters = [
-            (re.search(r"\.([busf]\d+)\b", p)[1], re.search(r"([\w$]+)\s*$", p)[1]) for p in found[2].split(",") if p.strip()
-        ]
+        self.parameters = [self._parameter(p) for p in found[2].split(",") if p.strip()]
         body, outside = self._body(text, found.end()), text[: found.start()]
         self.functions = {}
         for m in re.finditer(r"\.func\s+(?:\(([^)]*)\)\s*)?([\w$]+)\s*\(([^)]*)\)\s*(?:\.\w+[^\n{;]*\s*)*\{", text):
             self.functions[m[2]] = Function(m[1] or "", m[3], self._body(text, m.end()))
-        self.constants = {
-            name: np.array([int(v, 0) for v in values.split(",")]).astype(TYPES[kind])
-            for kind, name, values in re.findall(r"\.(?:global|const)\s+\.align\s+\d+\s+\.(\w+)\s+([\w$]+)\[\d+\]\s*=\s*\{(.*?)\}", outside)
-        }
+        declared = r"\.(?:global|const)\s+\.align\s+\d+\s+\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?(?:\s*=\s*\{?([^;}]*)\}?)?\s*;"
+        self.constants = {name: self._initial(kind, size, values) for kind, name, size, values in re.findall(declared, outside)}
         self.shared, self.shared_bytes = self._placed("shared", text)
         self.local, self.local_bytes = self._placed("local", body)
         self.program = Program(body)
+
+    @staticmethod
+    def _parameter(text):
+        found = re.fullmatch(r"\s*\.param\b.*?\.([busf]\d+)\b.*?([\w$]+)\s*", text, re.DOTALL)
+        if found is None:
+            raise PTXError(f"a parameter that is more than a number: {text.strip()}")
+        return found[1], found[2]
+
+    @staticmethod
+    def _initial(kind, size, values):
+        """A variable's numbers, 0 where none is given."""
+        array = np.zeros(int(size or 1), TYPES[kind])
+        for i, value in enumerate(v for v in re.split(r"[\s,]+", values.strip()) if v):
+            array[i : i + 1] = _immediate(value, array.dtype).view(array.dtype)
+        return array
 
     @staticmethod
     def _body(text, begin):
@@ -121,7 +186,8 @@ class Kernel:
     def _placed(space, text):
         """(name -> offset of each array of a space, bytes in all); one without a size is the launch's, and comes last."""
         places, top = {}, 0
-        for align, kind, name, size in re.findall(rf"\.{space}\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)\[(\d*)\]", text):
+        declared = re.findall(rf"\.{space}\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)\[(\d*)\]", text)
+        for align, kind, name, size in sorted(declared, key=lambda found: not found[3]):
             places[name] = -(-top // int(align)) * int(align)
             top = places[name] + int(size or 0) * TYPES[kind].itemsize
         return places, -(-top // 16) * 16
@@ -131,6 +197,22 @@ class _Allocation(NamedTuple):
     address: int
     array: np.ndarray
     written: np.ndarray
+    owners: tuple[np.ndarray, ...]
+    """Kept, so that the memory stays theirs."""
+
+    @property
+    def end(self):
+        return self.address + self.array.size
+
+    def joined(self, other):
+        """From the first byte of both to the last."""
+        begin = min(self.address, other.address)
+        size = max(self.end, other.end) - begin
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(begin))
+        written = np.zeros(size, bool)
+        for part in (other, self):
+            written[part.address - begin : part.end - begin] = part.written
+        return _Allocation(begin, array, written, self.owners + other.owners)
 
 
 class Memory:
@@ -140,11 +222,21 @@ class Memory:
         self.allocations = {}
 
     def add(self, address, array, initialised=True):
-        """``array``, uint8, lies at ``address``; what was known to lie inside it is forgotten."""
-        for known in list(self.allocations):
-            if address <= known < address + array.size:
-                del self.allocations[known]
-        self.allocations[address] = _Allocation(address, array, np.full(array.size, initialised))
+        """``array``, uint8, lies at ``address``.
+
+        Inside a known allocation it is a view of it, of which nothing changes. Where one begins that is no larger, it takes its place, and
+        that of all that lie inside. One that overlaps others, a view beside views, becomes one allocation with them.
+        """
+        end = address + array.size
+        known = [a for a in self.allocations.values() if a.address < end and address < a.end]
+        if any(a.address <= address and end <= a.end and (a.address, a.end) != (address, end) for a in known):
+            return
+        added = _Allocation(address, array, np.full(array.size, initialised), (array,))
+        for old in known:
+            del self.allocations[old.address]
+            if old.address < added.address or added.end < old.end:
+                added = added.joined(old)
+        self.allocations[added.address] = added
 
 
 class Access(NamedTuple):
@@ -193,28 +285,56 @@ class Counters:
         return len(self._touched["st"])
 
 
-class _Space:
-    """A space of memory during a launch, as one array, and who was last at each byte."""
+NOBODY, SEVERAL = -1, -2
+
+
+class _Visitors:
+    """The thread that was last at each byte and is not yet ordered before all others; or that several were, of one block or more."""
 
     def __init__(self, size):
-        self.bytes = np.zeros(size + 16, np.uint8)
-        self.writer, self.reader = (np.full(size + 16, -1, np.int64) for _ in range(2))
-        self.written_in, self.read_in = (np.zeros(size + 16, np.int64) for _ in range(2))
+        self.thread, self.block = np.full(size, NOBODY, np.int32), np.full(size, NOBODY, np.int32)
+        self.epoch = np.zeros(size, np.int32)
 
-    def check(self, kind, at, lanes, epoch, text):
-        """PTXError where another thread was at one of these bytes since the last barrier, and one of the two writes."""
-        others = (self.writer[at] >= 0) & (self.writer[at] != lanes) & (self.written_in[at] == epoch)
+    def unordered(self, at, threads, blocks, epochs):
+        """Where another thread was, and no barrier of its block and this one's was since."""
+        last = self.thread[at]
+        return (last != NOBODY) & (last != threads) & ((self.block[at] != blocks) | (self.epoch[at] >= epochs))
+
+    def add(self, at, threads, blocks, epochs):
+        block = self.block[at]
+        alone = ~self.unordered(at, threads, blocks, epochs)
+        thread = np.where(alone, threads, SEVERAL)
+        block = np.where(alone | (block == blocks), blocks, SEVERAL)
+        self.thread[at], self.block[at], self.epoch[at] = thread, block, epochs
+        # Of threads at one byte the last one's number is there now.
+        for held, own in ((self.thread, thread), (self.block, block)):
+            held[at[held[at] != own]] = SEVERAL
+
+
+class _Space:
+    """A space of memory during a launch, as one array, what of it was written, and who was last at each byte."""
+
+    def __init__(self, size):
+        self.bytes, self.written = np.zeros(size + 16, np.uint8), np.zeros(size + 16, bool)
+        self._visitors = {}
+
+    def check(self, kind, at, threads, blocks, epochs, text):
+        """PTXError where another thread was at one of these bytes since the last barrier, and one of the two writes.
+
+        ``kind``: "ld", "st" or "atom".
+        """
+        visit, clash = (at, threads, blocks, epochs), np.zeros(at.size, bool)
+        for other in {"ld": ("st",), "st": ("ld", "st", "atom"), "atom": ("st",)}[kind]:
+            if other in self._visitors:
+                clash |= self._visitors[other].unordered(*visit)
+        if kind not in self._visitors:
+            self._visitors[kind] = _Visitors(self.bytes.size)
+        visitors = self._visitors[kind]
+        visitors.add(*visit)
         if kind == "st":
-            # -2: several threads.
-            others |= (self.reader[at] != -1) & (self.reader[at] != lanes) & (self.read_in[at] == epoch)
-            self.writer[at], self.written_in[at] = lanes, epoch
-            others |= self.writer[at] != lanes
-        else:
-            fresh = (self.reader[at] == -1) | (self.read_in[at] != epoch) | (self.reader[at] == lanes)
-            self.reader[at], self.read_in[at] = np.where(fresh, lanes, -2), epoch
-            self.reader[at] = np.where(self.reader[at] == lanes, self.reader[at], -2)
-        if others.any():
-            raise PTXError(f"race: threads {lanes[others][0]} and another, without a barrier between them: {text}")
+            clash |= visitors.thread[at] == SEVERAL
+        if clash.any():
+            raise PTXError(f"race: threads {threads[clash][0]} and another, without a barrier between them: {text}")
 
 
 def _block(shape):
@@ -228,6 +348,8 @@ def execute(kernel, grid, block, arguments, memory, dynamic_shared=0):
     """
     if len(arguments) != len(kernel.parameters):
         raise PTXError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(arguments)}")
+    if not 1 <= np.prod(block) <= 1024 or not all(1 <= size <= most for size, most in zip(_block(grid), GRID, strict=True)):
+        raise PTXError(f"no GPU has such a launch: {grid} blocks of {block}")
     launch = _Launch(kernel, _block(grid), _block(block), arguments, memory, dynamic_shared)
     with np.errstate(all="ignore"):
         launch.run()
@@ -235,12 +357,18 @@ def execute(kernel, grid, block, arguments, memory, dynamic_shared=0):
     return launch.counters
 
 
+def _argument(kind, value):
+    """As a parameter's type, or as its bits where that is b32 or b64 and the value is a float."""
+    dtype, value = TYPES[kind], np.array([value])
+    if value.dtype.kind == "f" and dtype.kind != "f":
+        value = value.astype(f"f{dtype.itemsize}").view(dtype)
+    return value.astype(dtype)
+
+
 class _Launch:
     def __init__(self, kernel, grid, block, arguments, memory, dynamic_shared):
         self.kernel, self.program, self.counters = kernel, kernel.program, Counters()
-        self.parameters = {
-            name: np.array([value]).astype(TYPES[kind]) for (kind, name), value in zip(kernel.parameters, arguments, strict=True)
-        }
+        self.parameters = {name: _argument(kind, value) for (kind, name), value in zip(kernel.parameters, arguments, strict=True)}
         threads = block[0] * block[1] * block[2]
         blocks = grid[0] * grid[1] * grid[2]
         self.count = threads * blocks
@@ -262,6 +390,8 @@ class _Launch:
         }
         self.special |= {"%laneid": self.lane, "%warpid": thread // WARP, "WARP_SZ": np.full(self.count, WARP)}
         self.special["%dynamic_smem_size"] = np.full(self.count, dynamic_shared)
+        masks = {"eq": (1, 0), "lt": (1, -1), "le": (2, -1), "gt": (-2, 0), "ge": (-1, 0)}
+        self.special |= {f"%lanemask_{name}": (factor << self.lane) + more for name, (factor, more) in masks.items()}
         self.special = {name: value.astype(np.uint32) for name, value in self.special.items()}
         self.registers = {}
         self._lay_out(memory)
@@ -281,22 +411,22 @@ class _Launch:
         self.names = {}
         for i, (name, values) in enumerate(self.kernel.constants.items()):
             self.names[name] = (1 << 59) + (i << 32)
-            held.append(_Allocation(self.names[name], values.view(np.uint8).copy(), np.ones(values.nbytes, bool)))
+            held.append(_Allocation(self.names[name], values.view(np.uint8).copy(), np.ones(values.nbytes, bool), ()))
         self.held = held
         self.starts = np.array([a.address for a in held], np.int64)
         self.sizes = np.array([a.array.size for a in held], np.int64)
         # As on a device, where each begins a sector, whatever the host's alignment is.
         room = (self.sizes + 2 * SECTOR - 1) // SECTOR * SECTOR
         self.places, total = np.concatenate(([0], np.cumsum(room)))[: len(held)].astype(np.int64), int(room.sum())
-        self.global_memory, self.written = _Space(total), np.zeros(total + 16, bool)
+        self.global_memory = _Space(total)
         for a, place in zip(held, self.places, strict=True):
             self.global_memory.bytes[place : place + a.array.size] = a.array
-            self.written[place : place + a.array.size] = a.written
+            self.global_memory.written[place : place + a.array.size] = a.written
 
     def write_back(self):
         for a, place in zip(self.held, self.places, strict=True):
             a.array[:] = self.global_memory.bytes[place : place + a.array.size]
-            a.written[:] = self.written[place : place + a.array.size]
+            a.written[:] = self.global_memory.written[place : place + a.array.size]
 
     # Operands
 
@@ -323,14 +453,7 @@ class _Launch:
         for places in (self.kernel.shared, self.kernel.local, self.names):
             if name in places:  # an address in its own space: ``cvta`` makes it generic
                 return np.array([places[name]], np.uint64)
-        if name.startswith("0f"):
-            return np.array([int(name[2:], 16)], np.uint32).view(np.float32)
-        if name.startswith("0d"):
-            return np.array([int(name[2:], 16)], np.uint64).view(np.float64)
-        value = int(name.rstrip("U"), 0)
-        if dtype.kind == "b":
-            return np.array([bool(value)])
-        return np.array([value & ((1 << 8 * dtype.itemsize) - 1)], np.uint64).astype(UNSIGNED[dtype.itemsize])
+        return _immediate(name, dtype)
 
     def predicate(self, name):
         """With a "!" in front, the other way round."""
@@ -373,10 +496,13 @@ class _Launch:
             if ((address < 0) | (address + size > most)).any():
                 raise PTXError(f"out of bounds of {space} memory: {text}")
             at = address + own[lanes] * most
-        if space != "local" and not atomic:
-            epoch = self.epoch[self.block[lanes]] if space == "shared" else np.zeros(lanes.size, np.int64)
-            for byte in range(size):
-                held.check(kind, at + byte, lanes, epoch, text)
+        if space != "local":
+            every = np.add.outer(at, np.arange(size)).ravel()
+            if (kind != "st" or atomic) and not held.written[every].all():
+                raise PTXError(f"memory is read that nobody has written: {text}")
+            held.written[every] = True
+            threads, blocks = np.repeat(lanes, size), np.repeat(self.block[lanes], size)
+            held.check("atom" if atomic else kind, every, threads, blocks, self.epoch[blocks], text)
         if space == "global":
             self.counters.access(text, kind, size, self.warp[lanes], at)
         elif space == "shared":
@@ -389,13 +515,7 @@ class _Launch:
         if not inside.all():
             lane = self.lanes[~inside][0]
             raise PTXError(f"out of bounds: {kind} of {size} bytes by thread {lane} of block {self.block[lane]}: {text}")
-        at = address - self.starts[which] + self.places[which]
-        for byte in range(size):
-            if kind == "st":
-                self.written[at + byte] = True
-            elif not self.written[at + byte].all():
-                raise PTXError(f"memory is read that nobody has written: {text}")
-        return at
+        return address - self.starts[which] + self.places[which]
 
     @staticmethod
     def _conflicts(warps, address):
@@ -459,13 +579,15 @@ class _Launch:
                 self.pc[lanes] = target if taken is None else np.where(taken, target, pc + 1)
                 return
             if name in ("bar", "barrier"):
-                self.waits[lanes], self.pc[lanes] = True, pc + 1
+                if set(instruction.opcode) - {"bar", "barrier", "cta", "sync", "aligned"} or len(instruction.operands) > 1:
+                    raise PTXError(f"no such operation here: {instruction.text}")
+                self.waits[lanes if taken is None else lanes[taken]], self.pc[lanes] = True, pc + 1
                 return
             if taken is not None:
                 self.lanes = self.at = lanes[taken]
             if self.lanes.size:
                 handler = OPERATIONS.get(name)
-                if handler is None:
+                if handler is None or not ABSENT.isdisjoint(instruction.opcode):
                     raise PTXError(f"no such operation here: {instruction.text}")
                 handler(self, instruction)
             pc += 1
@@ -474,6 +596,8 @@ class _Launch:
                 return
 
 
+ABSENT = frozenset({"cc", "relu", "satfinite", "xorsign", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16"})
+"""Parts of opcodes that would change a result."""
 OPERATIONS: dict[str, Callable[[_Launch, Instruction], None]] = {}
 
 
@@ -543,6 +667,8 @@ _ATOMIC = {
     "and": lambda old, v: old & v,
     "or": lambda old, v: old | v,
     "xor": lambda old, v: old ^ v,
+    "inc": lambda old, v: 0 if old >= v else old + 1,
+    "dec": lambda old, v: v if old == 0 or old > v else old - 1,
 }
 
 
@@ -554,6 +680,8 @@ def _atomic(m, i):
     given = [np.broadcast_to(m.read(v, i.type), m.lanes.shape) for v in values]
     old = np.empty(m.lanes.size, i.type)
     change = next((f for name, f in _ATOMIC.items() if name in i.opcode), None)
+    if change is None and "cas" not in i.opcode:
+        raise PTXError(f"no such operation here: {i.text}")
     for lane, at in enumerate(place):
         here = memory[at : at + i.type.itemsize].view(i.type)
         old[lane] = here[0]
@@ -612,6 +740,29 @@ def _select(m, i):
 
 
 _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+TOWARDS = {"rz": 0, "rm": -np.inf, "rp": np.inf}
+
+
+def _flushed(value, i):
+    """Subnormal float32 as zero, where an opcode says so."""
+    if value.dtype == np.float32 and "ftz" in i.opcode:
+        value = np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), value), value)
+    return value
+
+
+def _given(m, i, name, dtype=None):
+    """An operand of arithmetic."""
+    return _flushed(m.read(name, dtype or i.type), i)
+
+
+def _rounded(value, i, dtype):
+    """Float64, or what rounds like the exact value, in a float type by an opcode's direction."""
+    found = value.astype(dtype)
+    towards = next((TOWARDS[part] for part in i.opcode if part in TOWARDS), None)
+    if towards is None:
+        return found
+    past = found > value if towards < 0 else found < value if towards > 0 else np.abs(found) > np.abs(value)
+    return np.where(past, np.nextafter(found, dtype.type(towards)), found)
 
 
 def _finished(value, i):
@@ -619,44 +770,60 @@ def _finished(value, i):
     value = np.asarray(value)
     if value.dtype.kind == "f" and "sat" in i.opcode:
         value = np.where(np.isnan(value), 0, np.clip(value, 0, 1)).astype(value.dtype)
-    if value.dtype == np.float32 and "ftz" in i.opcode:
-        value = np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), value), value)
-    return value
+    return _flushed(value, i)
 
 
 @operation("cvt")
 def _convert(m, i):
-    to, of = (TYPES[part] for part in i.opcode[-2:])
-    value = m.read(i.operands[1], of)
+    to, of = i.opcode[-2:]
+    if "bf16" in (to, of):
+        return _convert_bfloat16(m, i, to, of)
+    to, of = i.type_of(to), i.type
+    value = _given(m, i, i.operands[1], of)
     rounding = next((_ROUND[part] for part in i.opcode if part in _ROUND), None)
     if of.kind == "f" and rounding:
         value = rounding(value)
     if of.kind == "f" and to.kind != "f":
         limits = np.iinfo(to)
         inside = np.where(np.isnan(value), 0, value).astype(np.longdouble)
-        value = np.clip(inside, limits.min, limits.max).astype(to)
-    elif "sat" in i.opcode and to.kind != "f":
+        value = np.clip(inside, limits.min, limits.max)
+    elif to.kind == "f":
+        value = _rounded(value if of.kind == "f" else value.astype(np.longdouble), i, to)
+    elif "sat" in i.opcode:
         limits = np.iinfo(to)
         value = np.array([min(max(int(v), limits.min), limits.max) for v in value], to)
-    m.write(i.operands[0], _finished(value.astype(to), i))
+    return m.write(i.operands[0], _finished(value.astype(to), i))
+
+
+def _convert_bfloat16(m, i, to, of):
+    """From or to the upper half of a float32, rounded to nearest even."""
+    target, source = i.operands
+    if (of, to) == ("bf16", "f32"):
+        return m.write(target, m.read(source, "b16").astype(np.uint32) << np.uint32(16))
+    if (of, to) != ("f32", "bf16") or "rn" not in i.opcode:
+        raise PTXError(f"no such operation here: {i.text}")
+    bits = m.read(source, "b32")
+    nearest = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return m.write(target, np.where(np.isnan(bits.view(np.float32)), 0x7FFF, nearest).astype(np.uint16))
 
 
 # Arithmetic
 
 
-def _fused(x, y, z):
-    """x * y + z with one rounding: of float32 in float64, rounded to odd there (Boldo and Melquiond, 2008)."""
+def _fused(x, y, z, i):
+    """x * y + z with one rounding: of narrower floats in float64, rounded to odd there (Boldo and Melquiond, 2008)."""
     if x.dtype == np.float64:
+        if not TOWARDS.keys().isdisjoint(i.opcode):
+            raise PTXError(f"no such rounding here: {i.text}")
         return (x.astype(np.longdouble) * y + z).astype(np.float64)
-    if x.dtype == np.float16:
-        return (x.astype(np.float64) * y + z).astype(np.float16)
-    product, z = x.astype(np.float64) * y, z.astype(np.float64)
+    product, dtype, z = x.astype(np.float64) * y, x.dtype, z.astype(np.float64)
     total = product + z
     part = total - product
     lost = (product - (total - part)) + (z - part)
     bits = np.ascontiguousarray(total).view(np.int64)
     odd = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
-    return np.where(odd, bits + np.where((lost > 0) == (total > 0), 1, -1), bits).view(np.float64).astype(np.float32)
+    total = np.where(odd, bits + np.where((lost > 0) == (total > 0), 1, -1), bits).view(np.float64)
+    return _rounded(total, i, dtype)
 
 
 def _quotient(x, y):
@@ -686,18 +853,38 @@ def _product(x, y, i):
     return _high(x, y) if "hi" in i.opcode else x * y
 
 
-def _least(plain, strict):
-    return lambda x, y, i: (strict if "NaN" in i.opcode or x.dtype.kind != "f" else plain)(x, y)
+def _directed(plain, fused):
+    """An operation that rounds as its opcode says; ``fused`` is the factors and addend that it is of floats."""
+
+    def apply(x, y, i):
+        if TOWARDS.keys().isdisjoint(i.opcode):
+            return plain(x, y, i)
+        if fused is None:
+            raise PTXError(f"no such rounding here: {i.text}")
+        return _fused(*fused(*np.broadcast_arrays(x, y), x.dtype.type(1)), i)
+
+    return apply
+
+
+def _least(plain, strict, of_zeros):
+    def apply(x, y, i):
+        if x.dtype.kind != "f":
+            return strict(x, y)
+        zeros = (x == 0) & (y == 0)
+        return np.where(zeros, of_zeros(x, y), (strict if "NaN" in i.opcode else plain)(x, y))
+
+    return apply
 
 
 BINARY = {
-    "add": lambda x, y, i: x + y,
-    "sub": lambda x, y, i: x - y,
-    "mul": _product,
-    "div": lambda x, y, i: _quotient(x, y),
+    "add": _directed(lambda x, y, i: x + y, lambda x, y, one: (x, one, y)),
+    "sub": _directed(lambda x, y, i: x - y, lambda x, y, one: (x, one, -y)),
+    "mul": _directed(_product, lambda x, y, one: (x, y, np.copysign(one - one, x * y))),
+    "div": _directed(lambda x, y, i: _quotient(x, y), None),
     "rem": lambda x, y, i: x - _quotient(x, y) * y,
-    "min": _least(np.fmin, np.minimum),
-    "max": _least(np.fmax, np.maximum),
+    # -0 is below +0.
+    "min": _least(np.fmin, np.minimum, lambda x, y: -(-x - y)),
+    "max": _least(np.fmax, np.maximum, lambda x, y: x + y),
     "and": lambda x, y, i: x & y,
     "or": lambda x, y, i: x | y,
     "xor": lambda x, y, i: x ^ y,
@@ -708,15 +895,15 @@ BINARY = {
 @operation(*BINARY)
 def _binary(m, i):
     target, x, y = i.operands
-    m.write(target, _finished(BINARY[i.opcode[0]](m.read(x, i.type), m.read(y, i.type), i), i))
+    m.write(target, _finished(BINARY[i.opcode[0]](_given(m, i, x), _given(m, i, y), i), i))
 
 
 @operation("fma", "mad")
 def _multiply_add(m, i):
     target, *rest = i.operands
-    x, y = (np.broadcast_to(m.read(operand, i.type), m.lanes.shape) for operand in rest[:2])
+    x, y = (np.broadcast_to(_given(m, i, operand), m.lanes.shape) for operand in rest[:2])
     if i.type.kind == "f":
-        value = _fused(x, y, np.broadcast_to(m.read(rest[2], i.type), m.lanes.shape))
+        value = _fused(x, y, np.broadcast_to(_given(m, i, rest[2]), m.lanes.shape), i)
     else:
         value = _product(x, y, i)
         value = value + m.read(rest[2], value.dtype)
@@ -755,7 +942,9 @@ UNARY = {
 
 @operation(*UNARY)
 def _unary(m, i):
-    m.write(i.operands[0], _finished(UNARY[i.opcode[0]](m.read(i.operands[1], i.type)), i))
+    if not TOWARDS.keys().isdisjoint(i.opcode):
+        raise PTXError(f"no such rounding here: {i.text}")
+    m.write(i.operands[0], _finished(UNARY[i.opcode[0]](_given(m, i, i.operands[1])), i))
 
 
 _COMPARE = {
@@ -782,16 +971,37 @@ def _compared(name, x, y):
     return _compared(name[:-1], x, y) | np.isnan(x) | np.isnan(y)
 
 
+_JOIN = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
+
+
+def _relation(m, i, x, y, joined, dtype):
+    """(whether two operands compare so, and whether they do not), each joined with a predicate where the opcode says how."""
+    found = _compared(i.opcode[1], _given(m, i, x, dtype), _given(m, i, y, dtype))
+    join = next((f for name, f in _JOIN.items() if name in i.opcode[2:]), None)
+    return (found, ~found) if join is None else tuple(join(f, m.predicate(joined[0])) for f in (found, ~found))
+
+
 @operation("setp")
 def _set_predicate(m, i):
-    target, x, y, *more = i.operands
-    found = _compared(i.opcode[1], m.read(x, i.type), m.read(y, i.type))
-    join = next(
-        ({"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[p] for p in i.opcode[2:] if p in ("and", "or", "xor")), None
-    )
-    both = (found, ~found) if join is None else tuple(join(f, m.predicate(more[0])) for f in (found, ~found))
-    for register, value in zip(target.split("|"), both, strict=False):
+    target, x, y, *joined = i.operands
+    for register, value in zip(target.split("|"), _relation(m, i, x, y, joined, i.type), strict=False):
         m.write(register, value)
+
+
+@operation("set")
+def _set(m, i):
+    """1 of floats, every bit of integers."""
+    target, x, y, *joined = i.operands
+    to = i.type_of(i.opcode[-2])
+    found, _ = _relation(m, i, x, y, joined, i.type)
+    m.write(target, np.where(found, to.type(1) if to.kind == "f" else ~to.type(0), to.type(0)))
+
+
+@operation("slct")
+def _select_by_sign(m, i):
+    target, x, y, sign = i.operands
+    to = i.type_of(i.opcode[-2])
+    m.write(target, np.where(_given(m, i, sign) >= 0, m.read(x, to), m.read(y, to)).astype(to))
 
 
 @operation("testp")
@@ -801,30 +1011,40 @@ def _test(m, i):
     m.write(i.operands[0], tests[i.opcode[1]](x))
 
 
+def _field(m, begin, length, bits):
+    """Where a field begins and ends, within a number of this many bits."""
+    begin, length = (m.read(v, "u32").astype(np.int64) & 255 for v in (begin, length))
+    return np.minimum(begin, bits), np.minimum(begin + length, bits)
+
+
+def _ones(count, kind):
+    """Numbers of that many ones."""
+    bits = 8 * np.dtype(kind).itemsize
+    return np.where(count >= bits, ~kind(0), (kind(1) << np.minimum(count, bits - 1).astype(kind)) - kind(1))
+
+
 @operation("bfe")
 def _extract(m, i):
-    target, x, *rest = i.operands
-    value, (begin, length) = (
-        m.read(x, i.type).view(UNSIGNED[i.type.itemsize]),
-        (m.read(r, "u32").astype(np.uint64) & np.uint64(255) for r in rest),
-    )
-    kind, bits = value.dtype.type, 8 * i.type.itemsize
-    length = np.minimum(length, bits - np.minimum(begin, bits))
-    mask = np.where(length >= bits, ~kind(0), (kind(1) << np.minimum(length, bits - 1).astype(kind)) - kind(1))
-    found = (value >> np.minimum(begin, bits - 1).astype(kind)) & mask
-    if i.type.kind == "i":
-        sign = kind(1) << (np.maximum(length, 1) - 1).astype(kind)
-        found = (found ^ sign) - sign
+    target, x, *field = i.operands
+    kind, bits = UNSIGNED[i.type.itemsize], 8 * i.type.itemsize
+    begin, end = _field(m, *field, bits)
+    value = m.read(x, i.type)
+    found = (value.view(kind) >> np.minimum(begin, bits - 1).astype(kind)) & _ones(end - begin, kind)
+    if i.type.kind == "i":  # the sign is the field's last bit, or the number's where the field is beyond it
+        length = m.read(field[1], "u32").astype(np.int64) & 255
+        negative = (value.view(kind) >> np.clip(end - 1, 0, bits - 1).astype(kind)) & kind(1) & (length > 0)
+        found = found | np.where(negative, ~_ones(end - begin, kind), kind(0))
     m.write(target, found.astype(kind))
 
 
 @operation("bfi")
 def _insert(m, i):
-    target, part, whole, begin, length = i.operands
-    kind = UNSIGNED[i.type.itemsize]
-    begin, length = (int(m.read(v, "u32")[0]) for v in (begin, length))
-    mask = kind(((1 << length) - 1) << begin & ((1 << 8 * i.type.itemsize) - 1))
-    m.write(target, (m.read(whole, i.type) & ~mask) | ((m.read(part, i.type) << kind(begin)) & mask))
+    target, part, whole, *field = i.operands
+    kind, bits = UNSIGNED[i.type.itemsize], 8 * i.type.itemsize
+    begin, end = _field(m, *field, bits)
+    mask = _ones(end, kind) & ~_ones(begin, kind)
+    shifted = m.read(part, i.type) << np.minimum(begin, bits - 1).astype(kind)
+    m.write(target, (m.read(whole, i.type) & ~mask) | (shifted & mask))
 
 
 @operation("prmt")
@@ -894,7 +1114,7 @@ def _ballots(m, votes):
 def _vote(m, i):
     votes = np.broadcast_to(m.predicate(i.operands[1]), m.lanes.shape)
     found, everyone = _ballots(m, votes), _ballots(m, np.ones(m.lanes.size, bool))
-    by = {"ballot": found.astype(np.uint32), "any": found != 0, "all": found == everyone}
+    by = {"ballot": found.astype(np.uint32), "any": found != 0, "all": found == everyone, "uni": (found == 0) | (found == everyone)}
     m.write(i.operands[0], by[next(mode for mode in by if mode in i.opcode)])
 
 

@@ -1,0 +1,158 @@
+"""What CUDA kernels move and execute, counted by executing their PTX, and the least time that takes on a GPU: a bound, no measurement."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from fastpool.kernels.pool import KINDS
+from rich import box
+from rich.table import Table
+
+from fastpool import backend
+from fastpool.window import Window
+
+from . import ptx
+
+SHAPE, COUNTED = (8, 64, 112, 112), (1, 32, 24, 32)
+"""The maps that times are of, and the small ones that are counted: what they take is in proportion to their elements."""
+SCALE = math.prod(SHAPE) / math.prod(COUNTED)
+
+WINDOWS = {"2x2 s2": ((2, 2), (2, 2), (0, 0)), "3x3 s2 p1": ((3, 3), (2, 2), (1, 1)), "3x3 s1 p1": ((3, 3), (1, 1), (1, 1)), "global": None}
+POOLINGS = "max", "avg", "l2", "stochastic"
+FREE = "ld.param", "mov", "cvta", "ret"
+"""What becomes an operand, an address or nothing in machine code."""
+
+
+class Device(NamedTuple):
+    """A GPU, by its makers' numbers."""
+
+    name: str
+    bandwidth: float
+    """Bytes a second."""
+    issues: float
+    """Warp instructions a second: four of a multiprocessor in each clock."""
+
+
+DEVICES = (
+    Device("T4", 320e9, 40 * 4 * 1.59e9),
+    Device("A100", 1555e9, 108 * 4 * 1.41e9),
+    Device("H100", 3350e9, 132 * 4 * 1.7e9),
+)
+
+
+@dataclass
+class Count:
+    """What a launch does."""
+
+    kind: str
+    window: str
+    layout: str
+    run: str
+    """forward, or backward"""
+    outputs: int
+    bytes: int
+    """Moved to and from memory, each sector once."""
+    redundancy: float
+    """Sectors that the cores ask for, over those."""
+    instructions: int
+    """Of warps, in PTX, but for those that cost nothing."""
+    saved: float
+
+    def microseconds(self, device: Device) -> tuple[float, str]:
+        """(at least so many for SHAPE, what takes them)."""
+        memory, issue = self.bytes / device.bandwidth, self.instructions / device.issues
+        return max(memory, issue) * 1e6 * SCALE, "memory" if memory >= issue else "instructions"
+
+
+class _Emulator:
+    """In the driver's place: counts instead of running on a GPU."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        self.memory, self.counters = ptx.Memory(), list[ptx.Counters]()
+        for tensor in tensors:
+            if tensor is not None:
+                size = tensor.numel() * tensor.element_size()
+                array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
+                self.memory.add(tensor.data_ptr(), array)
+
+    def launch(self, kernel: Any, blocks: int, threads: int, arguments: Sequence[Any], device: int) -> None:
+        self.counters.append(ptx.execute(ptx.Kernel(kernel.ptx((8, 0))), (blocks,), (threads,), arguments, self.memory))
+
+
+def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> ptx.Counters:
+    from fastpool.kernels.cuda import launch
+
+    emulator = _Emulator(tensors)
+    with launch.use(emulator):
+        plan.run([0 if t is None else t.data_ptr() for t in tensors], 1, *more)
+    (found,) = emulator.counters
+    return found
+
+
+def _count(name: str, window: str, layout: str, run: str, outputs: int, counters: ptx.Counters, saved: float) -> Count:
+    free = sum(count for opcode, count in counters.by_opcode.items() if opcode.startswith(FREE))
+    moved = counters.sectors_loaded + counters.sectors_stored
+    instructions = counters.warp_instructions - free
+    return Count(name, window, layout, run, outputs, moved * ptx.SECTOR, counters.sectors / moved, instructions, saved)
+
+
+def counts(name: str, window: str, layout: str) -> Iterator[Count]:
+    """Of a pooling of float32, forward with what is saved for backward, and backward."""
+    from fastpool.kernels.cuda import pooling
+
+    kernels, kind, given = pooling.on(0), KINDS[name], WINDOWS[window]
+    if given is None and kind.combine is None:
+        return
+    w = Window(*given, (1, 1), False) if given else None
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.rand(COUNTED).contiguous(memory_format=memory_format)
+    out = (*COUNTED[:2], *(w.output_size(*COUNTED[2:]) if w else (1, 1)))
+    taps = w.taps if w else COUNTED[2] * COUNTED[3]
+    held = kind.saved_dtype(taps, "float32")
+    y = torch.zeros(out).contiguous(memory_format=memory_format)
+    saved = torch.zeros(out, dtype=getattr(torch, held)).contiguous(memory_format=memory_format) if held else None
+    place = backend.five_axes(tuple(x.shape), x.stride(), 2, layout == "channels_last")
+    geometry = kernels.Geometry("float32", *place, w and w.on_three_axes)
+    forward = kernels.forward(kind, geometry, held, held is not None)
+    byte = saved.element_size() if saved is not None else 0
+    yield _count(name, window, layout, "forward", y.numel(), _run(forward, (x, y, saved), 0, 0), byte)
+    backward = kernels.backward(kind, geometry, held)
+    tensors = torch.empty_like(x), torch.ones_like(y), saved, x, y
+    yield _count(name, window, layout, "backward", y.numel(), _run(backward, tensors), byte)
+
+
+def table(found: Sequence[Count]) -> Table:
+    """A row a launch."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("pooling", "window", "lay-\nout", "pass", "bytes\nan output", "sectors\nasked / had", "instructions\nan output"):
+        table.add_column(column, no_wrap=True, justify="right" if "output" in column or "had" in column else "left")
+    for device in DEVICES:
+        table.add_column(f"{device.name}\nus", justify="right", no_wrap=True)
+    before = None
+    for row in found:
+        times = [row.microseconds(device) for device in DEVICES]
+        if before is not None and row.kind != before:
+            table.add_section()
+        cells = [f"{time:.1f} {'m' if limit == 'memory' else 'i'}" for time, limit in times]
+        numbers = f"{row.bytes / row.outputs:.1f}", f"{row.redundancy:.1f}", f"{row.instructions / row.outputs:.1f}"
+        table.add_row("" if row.kind == before else row.kind, row.window, row.layout[:4], row.run, *numbers, *cells)
+        before = row.kind
+    return table
+
+
+def rows(found: Sequence[Count]) -> list[dict[str, Any]]:
+    """For machines."""
+    return [
+        {
+            **vars(row),
+            "microseconds": {d.name: row.microseconds(d)[0] for d in DEVICES},
+            "limit": {d.name: row.microseconds(d)[1] for d in DEVICES},
+        }
+        for row in found
+    ]

@@ -1,0 +1,26 @@
+"""``fastpool bench cuda-model``."""
+
+import json
+
+import emulated
+import pytest
+from click.testing import CliRunner
+from fastpool.bench import cuda_model
+from fastpool.bench.command import bench
+
+pytestmark = emulated.needs_toolchain
+
+
+def test_table_and_rows(tmp_path):
+    path = tmp_path / "rows.json"
+    result = CliRunner().invoke(bench, ["cuda-model", "--pooling", "max", "--layout", "contiguous", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "H100" in result.output
+    assert max(map(len, result.output.splitlines())) <= 110
+    rows = {(row["window"], row["run"]): row for row in json.loads(path.read_text())}
+    assert set(rows) == {(window, run) for window in cuda_model.WINDOWS for run in ("forward", "backward")}
+    row = rows["2x2 s2", "forward"]
+    assert row["bytes"] == row["outputs"] * (4 * 4 + 4 + 1)
+    elements = 8 * 64 * 112 * 112
+    assert row["microseconds"]["T4"] == pytest.approx(elements / 4 * 21 / 320e9 * 1e6)
+    assert row["limit"]["T4"] == "memory"
