@@ -272,8 +272,9 @@ def block_command(
 def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequence[str]) -> None:
     """What do CUDA kernels move and execute, and how long must that take?
 
-    Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112 in float32, bounds by makers' numbers of
-    bandwidth (m) or of instructions (i), whichever is larger. No GPU is needed, and nothing is measured on one.
+    Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112 in float32, by makers' numbers of bandwidth
+    (m, a bound) or of instructions (i, an estimate: machine code merges some), whichever is larger. No GPU is needed, and nothing is
+    measured on one.
     """
     console = terminal.console(110)
     cases = [(kind, w, layout) for kind in poolings or cuda_model.POOLINGS for w in cuda_model.WINDOWS for layout in layouts or LAYOUTS]

@@ -1,4 +1,4 @@
-"""What CUDA kernels move and execute, counted by executing their PTX, and the least time that takes on a GPU: a bound, no measurement."""
+"""What CUDA kernels move and execute, counted by executing their PTX, and what time that takes on a GPU at least, by a model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Count:
     saved: float
 
     def microseconds(self, device: Device) -> tuple[float, str]:
-        """(at least so many for SHAPE, what takes them)."""
+        """(so many for SHAPE, what takes them): a bound by memory, an estimate by instructions, as machine code merges some of PTX's."""
         memory, issue = self.bytes / device.bandwidth, self.instructions / device.issues
         return max(memory, issue) * 1e6 * SCALE, "memory" if memory >= issue else "instructions"
 
