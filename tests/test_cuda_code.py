@@ -86,6 +86,15 @@ def test_machine_code(name, cc, tmp_path):
             assert names.count("STG") == 1 + bool(kind.saved_dtype(9, "float32"))
 
 
+@pytest.mark.parametrize("cc", [(7, 5), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def test_the_drivers_side_assembles_for_the_device_it_finds(cc):
+    from fastpool.kernels.cuda.compile import capability
+    from fastpool.kernels.cuda.launch import entry, machine_code
+
+    text = kernels(KINDS["max"])["forward"].ptx(capability(cc))
+    assert entry(text).encode() in machine_code(text, cc).code
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", KINDS)
 def test_no_double_precision_no_local_memory_no_call(name, dtype):

@@ -15,7 +15,7 @@ stream_of: Callable[[int], int] = lambda device: 0
 
 
 class Driver:
-    """The CUDA driver, through cuda.core: what it runs is ``Kernel.ptx``."""
+    """The CUDA driver, through cuda.core: what it runs is assembled from ``Kernel.ptx``."""
 
     def launch(self, kernel, blocks, threads, arguments, device):
         from cuda.core import LaunchConfig, Stream, launch
@@ -47,10 +47,18 @@ def _context(device):
 @functools.cache
 def _loaded(kernel, device):
     """The kernel as the driver has it, for the context that is current: that of the device."""
-    from cuda.core import Device, ObjectCode
+    from cuda.core import Device
 
-    text = kernel.ptx(capability(Device(device).compute_capability))
-    return ObjectCode.from_ptx(text.encode()).get_kernel(entry(text))
+    own = tuple(Device(device).compute_capability)
+    text = kernel.ptx(capability(own))
+    return machine_code(text, own).get_kernel(entry(text))
+
+
+def machine_code(text, cc):
+    """A PTX text assembled for a compute capability: here, not by the driver, which may be older than the PTX is."""
+    from cuda.core import Program, ProgramOptions
+
+    return Program(text, "ptx", ProgramOptions(arch=f"sm_{cc[0]}{cc[1]}")).compile("cubin")
 
 
 def _checked(result):
