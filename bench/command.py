@@ -276,6 +276,10 @@ def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequ
     (m, a bound) or of instructions (i, an estimate: machine code merges some), whichever is larger. No GPU is needed, and nothing is
     measured on one.
     """
+    try:
+        import fastpool.kernels.cuda.pooling  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(f"CUDA kernels need numba-cuda: pip install 'fastpool[cuda]' ({error})") from None
     console = terminal.console(110)
     cases = [(kind, w, layout) for kind in poolings or cuda_model.POOLINGS for w in cuda_model.WINDOWS for layout in layouts or LAYOUTS]
     found: list[cuda_model.Count] = []

@@ -1,6 +1,7 @@
 """``fastpool bench cuda-model``."""
 
 import json
+import sys
 
 import emulated
 import pytest
@@ -24,3 +25,10 @@ def test_table_and_rows(tmp_path):
     elements = 8 * 64 * 112 * 112
     assert row["microseconds"]["T4"] == pytest.approx(elements / 4 * 21 / 320e9 * 1e6)
     assert row["limit"]["T4"] == "memory"
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastpool.kernels.cuda.pooling", None)
+    result = CliRunner().invoke(bench, ["cuda-model"])
+    assert result.exit_code == 1
+    assert "pip install 'fastpool[cuda]'" in result.output
