@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import product
 from time import perf_counter
@@ -150,6 +151,27 @@ def _run_model(model: nn.Module, *, shapes: tuple[tuple[int, ...], ...], dtype: 
             torch.stack([y.sum() for y in outputs]).sum().backward()
 
 
+_interrupted = False
+
+
+def _interrupt(*_: Any) -> None:
+    """Ctrl-C: at once, and at the end of a case where Python drops the exception, as it does in a callback of LLVM's."""
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    global _interrupted
+    _interrupted = False
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Bar:
     """The progress bar of a list of tasks, or of a model's pooling layers."""
 
@@ -161,6 +183,8 @@ class _Bar:
 
     def advance(self) -> None:
         self._progress.advance(self._task)
+        if _interrupted:
+            raise KeyboardInterrupt
 
 
 def _warm_functions(todo: list[Case]) -> None:
@@ -248,13 +272,14 @@ def warmup(
     before, begin = (len(compile.compiled_here), len(compile.loaded_here)), perf_counter()
     interrupted = False
     try:
-        runtime.threading_layer()  # the driver of the threads is a kernel too
-        if place:
-            run = partial(_run_model, channels_last=channels_last, training=training)
-            _warm_model(place, console, [partial(run, shapes=shapes, dtype=dtype) for dtype, shapes in product(kinds, inputs)])
-        else:
-            names = only or [name for name in functions() if thorough or name.endswith("2d")]
-            _warm_functions(cases(names, kinds, thorough))
+        with _listening():
+            runtime.threading_layer()  # the driver of the threads is a kernel too
+            if place:
+                run = partial(_run_model, channels_last=channels_last, training=training)
+                _warm_model(place, console, [partial(run, shapes=shapes, dtype=dtype) for dtype, shapes in product(kinds, inputs)])
+            else:
+                names = only or [name for name in functions() if thorough or name.endswith("2d")]
+                _warm_functions(cases(names, kinds, thorough))
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted.")
