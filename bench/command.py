@@ -270,7 +270,7 @@ def block_command(
 @click.option("--pooling", "poolings", type=click.Choice(cuda_model.POOLINGS), multiple=True, help="Only this one; repeatable.")
 @click.option("--layout", "layouts", type=click.Choice(LAYOUTS), multiple=True, help="Only this one; repeatable.")
 def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequence[str]) -> None:
-    """What do CUDA kernels move and execute, and how long must that take?
+    """What do CUDA kernels move and execute, and what does that come to on a GPU?
 
     Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112 in float32, by makers' numbers of bandwidth
     (m, a bound) or of instructions (i, an estimate: machine code merges some), whichever is larger. No GPU is needed, and nothing is
@@ -289,9 +289,7 @@ def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequ
             if path is not None:
                 path.write_text(json.dumps(cuda_model.rows(found), indent=1))
     console.print(cuda_model.table(found))
-    console.print(
-        "us: at least so many for 8x64x112x112; m: by memory, i: by instructions of warps. Bounds, not measurements.", style="dim"
-    )
+    console.print("us for 8x64x112x112, no measurements. m: by memory, a bound; i: by PTX's instructions, an estimate.", style="dim")
 
 
 @bench.command("conv")

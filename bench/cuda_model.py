@@ -1,4 +1,4 @@
-"""What CUDA kernels move and execute, counted by executing their PTX, and what time that takes on a GPU at least, by a model."""
+"""What CUDA kernels move and execute, counted by executing their PTX, and what that comes to on a GPU by its makers' numbers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ class Count:
     """Sectors that the cores ask for, over those."""
     instructions: int
     """Of warps, in PTX, but for those that cost nothing."""
-    saved: float
 
     def microseconds(self, device: Device) -> tuple[float, str]:
         """(so many for SHAPE, what takes them): a bound by memory, an estimate by instructions, as machine code merges some of PTX's."""
@@ -95,11 +94,11 @@ def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> ptx.C
     return found
 
 
-def _count(name: str, window: str, layout: str, run: str, outputs: int, counters: ptx.Counters, saved: float) -> Count:
+def _count(name: str, window: str, layout: str, run: str, outputs: int, counters: ptx.Counters) -> Count:
     free = sum(count for opcode, count in counters.by_opcode.items() if opcode.startswith(FREE))
     moved = counters.sectors_loaded + counters.sectors_stored
     instructions = counters.warp_instructions - free
-    return Count(name, window, layout, run, outputs, moved * ptx.SECTOR, counters.sectors / moved, instructions, saved)
+    return Count(name, window, layout, run, outputs, moved * ptx.SECTOR, counters.sectors / moved, instructions)
 
 
 def counts(name: str, window: str, layout: str) -> Iterator[Count]:
@@ -120,11 +119,10 @@ def counts(name: str, window: str, layout: str) -> Iterator[Count]:
     place = backend.five_axes(tuple(x.shape), x.stride(), 2, layout == "channels_last")
     geometry = kernels.Geometry("float32", *place, w and w.on_three_axes)
     forward = kernels.forward(kind, geometry, held, held is not None)
-    byte = saved.element_size() if saved is not None else 0
-    yield _count(name, window, layout, "forward", y.numel(), _run(forward, (x, y, saved), 0, 0), byte)
+    yield _count(name, window, layout, "forward", y.numel(), _run(forward, (x, y, saved), 0, 0))
     backward = kernels.backward(kind, geometry, held)
     tensors = torch.empty_like(x), torch.ones_like(y), saved, x, y
-    yield _count(name, window, layout, "backward", y.numel(), _run(backward, tensors), byte)
+    yield _count(name, window, layout, "backward", y.numel(), _run(backward, tensors))
 
 
 def table(found: Sequence[Count]) -> Table:

@@ -8,7 +8,7 @@ from numba import cuda, int32, types, uint32
 from ..arithmetic import bare, members, tupled
 from .compile import specialised
 from .number import arithmetic, computed, device, quotient_of, read, stored, written
-from .windows import PARAMETERS, first_parameters, place, thread
+from .windows import PARAMETERS, first_parameters, place, strided, thread
 
 THREADS = 256
 """Of a block: as many share one contiguous map; in channels_last CHANNELS stand side by side, and THREADS // CHANNELS share each."""
@@ -98,8 +98,7 @@ def forward(kind, dtype, saved, saves, last):
                 while at < end:
                     q, w = quotient_of(at, W, mW, sW)
                     d, h = quotient_of(q, H, mH, sH)
-                    where = uint32(base + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))
-                    part = step(part, take(x[where]), int32(at), p)
+                    part = step(part, take(x[strided(base, d, h, w, in_d, in_h, in_w)]), int32(at), p)
                     at = uint32(at + uint32(sharing))
                 state = combine(state, part)
         arrays = arrays_of()
@@ -144,8 +143,7 @@ def backward(kind, dtype, saved, last):
         zero, map = real(0), uint32(uint32(n * C) + c)
         value, result = zero, zero
         if reads_values:
-            at = uint32(uint32(n * in_n) + uint32(c * in_c))
-            value = take(x[uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))])
+            value = take(x[strided(uint32(uint32(n * in_n) + uint32(c * in_c)), d, h, w, in_d, in_h, in_w)])
             result = take(y[map])
         rest = rest_of(kept[map]) if reads_saved else rest_of(0)
         tap = int32(uint32(uint32(uint32(uint32(d * H) + h) * W) + w))

@@ -172,6 +172,12 @@ def index(last):
 
 
 @device
+def strided(base, d, h, w, step_d, step_h, step_w):
+    """The place of an element of the map at ``base``."""
+    return uint32(base + uint32(uint32(uint32(d * step_d) + uint32(h * step_h)) + uint32(w * step_w)))
+
+
+@device
 def thread():
     """This thread's number in the grid."""
     return uint32(uint32(uint32(cuda.blockIdx.x) * uint32(cuda.blockDim.x)) + uint32(cuda.threadIdx.x))
@@ -365,8 +371,7 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
         n, c, d, h, w = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
         p, value = first_of(a0, a1, a2, a3, a4, a5), real(0)
         if reads_values:
-            at = uint32(uint32(n * in_n) + uint32(c * in_c))
-            value = take(x[uint32(at + uint32(uint32(uint32(d * in_d) + uint32(h * in_h)) + uint32(w * in_w)))])
+            value = take(x[strided(uint32(uint32(n * in_n) + uint32(c * in_c)), d, h, w, in_d, in_h, in_w)])
         gx[t] = write(gathered((d, h, w), (n, c, C), gy, kept, y, value, (D, H, W), (OD, OH, OW), (PD, PH, PW), p))
 
     number = stored(dtype)
