@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,28 +70,40 @@ class Count:
         return max(memory, issue) * 1e6 * SCALE, "memory" if memory >= issue else "instructions"
 
 
-class _Emulator:
-    """In the driver's place: counts instead of running on a GPU."""
+class Emulator:
+    """In the driver's place: executes a kernel's PTX for a compute capability, on tensors of the CPU, and counts."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None]) -> None:
-        self.memory, self.counters = ptx.Memory(), list[ptx.Counters]()
-        for tensor in tensors:
-            if tensor is not None:
-                size = tensor.numel() * tensor.element_size()
-                array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
-                self.memory.add(tensor.data_ptr(), array)
+    def __init__(self, cc: tuple[int, int]) -> None:
+        self.cc, self.memory = cc, ptx.Memory()
+        self.launches = list[tuple[Any, ptx.Counters]]()
+        """(kernel, counters) of each."""
+
+    def know(self, tensor: torch.Tensor, address: int, initialised: bool = True) -> None:
+        """The tensor's memory is the device's, from its first element to its last."""
+        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        memory = (ctypes.c_uint8 * (extent * tensor.element_size())).from_address(address)
+        self.memory.add(address, np.ctypeslib.as_array(memory), initialised)
 
     def launch(self, kernel: Any, blocks: int, threads: int, arguments: Sequence[Any], device: int) -> None:
-        self.counters.append(ptx.execute(ptx.Kernel(kernel.ptx((8, 0))), (blocks,), (threads,), arguments, self.memory))
+        found = ptx.execute(_parsed(kernel, self.cc), (blocks,), (threads,), arguments, self.memory)
+        self.launches.append((kernel, found))
+
+
+@functools.cache
+def _parsed(kernel: Any, cc: tuple[int, int]) -> ptx.Kernel:
+    return ptx.Kernel(kernel.ptx(cc))
 
 
 def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> ptx.Counters:
     from fastpool.kernels.cuda import launch
 
-    emulator = _Emulator(tensors)
+    emulator = Emulator((8, 0))
+    for tensor in tensors:
+        if tensor is not None:
+            emulator.know(tensor, tensor.data_ptr())
     with launch.use(emulator):
         plan.run([0 if t is None else t.data_ptr() for t in tensors], 1, *more)
-    (found,) = emulator.counters
+    ((_, found),) = emulator.launches
     return found
 
 

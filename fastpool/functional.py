@@ -586,10 +586,11 @@ def _unpool(caller: str, rank: int) -> Function:
         return backend.unpool(caller, x, indices, sizes)
 
     unpool.__doc__ = f"""The inverse of max_pool{rank}d as far as there is one: zeros, with each element at the flat position that
-    ``indices`` (int64, of the input's shape) has for it.  The last of those that share a position stays.
+    ``indices`` (int64, of the input's shape) has for it.  The last of those that share a position stays, on CUDA any.
 
     ``output_size``: sizes of the output, with or without N and C, each less than a stride from the default,
-    (size - 1) * stride - 2 * padding + kernel_size.  Errors: RuntimeError for an index outside the output, ValueError for an
+    (size - 1) * stride - 2 * padding + kernel_size.  Errors: RuntimeError for an index outside the output (on CUDA its
+    element is left out: to know is to wait for the device), ValueError for an
     ``output_size`` that cannot be, as torch.
     """
     return unpool

@@ -5,14 +5,12 @@ tensors hold, whose addresses the backend has asked for.
 """
 
 import contextlib
-import ctypes
 import functools
 import importlib.metadata
 
-import numpy as np
 import pytest
 import torch
-from fastpool.bench import ptx
+from fastpool.bench import cuda_model
 
 from fastpool import backend
 
@@ -34,32 +32,18 @@ def _installed(name):
 needs_toolchain = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@functools.cache
-def parsed(kernel, cc):
-    return ptx.Kernel(kernel.ptx(cc))
-
-
-class Emulator:
-    """Has the driver's ``launch``."""
+class Emulator(cuda_model.Emulator):
+    """One that keeps what it knows, so that its addresses are no other tensor's."""
 
     def __init__(self, cc):
-        self.cc, self.memory = cc, ptx.Memory()
-        self.launches = []
-        """(kernel, counters) of each."""
+        super().__init__(cc)
         self._known = {}
 
-    def launch(self, kernel, blocks, threads, arguments, device):
-        self.launches.append((kernel, ptx.execute(parsed(kernel, self.cc), (blocks,), (threads,), arguments, self.memory)))
-
     def know(self, tensor, address, initialised=True):
-        """The tensor's memory is the device's, from its first element to its last."""
         held = self._known.get(address)
-        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        size = extent * tensor.element_size() if tensor.numel() else 0
-        if size and (held is None or held[0] < size):
-            memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-            self.memory.add(address, memory, initialised)
-            # Kept, so that its address is no other tensor's.
+        size = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) * tensor.element_size()
+        if tensor.numel() and (held is None or held[0] < size):
+            super().know(tensor, address, initialised)
             self._known[address] = size, tensor.detach()
 
 
