@@ -7,7 +7,6 @@ once, as a ``Call``.  Kernels see five axes, (N, C, D, H, W), always.
 from __future__ import annotations
 
 import functools
-import importlib
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,8 +17,8 @@ from .activations import Applied
 from .backend import Pooling
 from .window import LARGEST, WORDS, Ints, Window, ints
 
-_BACKENDS = {"cpu": "fastpool.kernels.cpu.convolution"}
-_POOLED = {"cpu": "fastpool.kernels.cpu.conv_pool"}
+_BACKENDS = {"cpu": "fastpool.kernels.cpu.convolution", "cuda": "fastpool.kernels.cuda.convolution"}
+_POOLED = {"cpu": "fastpool.kernels.cpu.conv_pool", "cuda": "fastpool.kernels.cuda.conv_pool"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ class Call:
     out_strides: Ints
     geometry: Any
     kernels: Any
-    device: str
+    dtype: torch.dtype
+    device: torch.device
     poolings: dict[Any, Any] = field(default_factory=dict)
     """What ``pooling_plan`` has found."""
 
@@ -210,7 +210,7 @@ def call(op: Convolution, shape: Ints, strides: Ints, weight: Ints, weight_strid
     )
     out_strides = backend.dense_strides(full, rank, bool(last))
     return Call(
-        op, shape, weight, tuple(weight_strides), tuple(strides), copies, bool(last), full, out_strides, geometry, kernels, device.type
+        op, shape, weight, tuple(weight_strides), tuple(strides), copies, bool(last), full, out_strides, geometry, kernels, dtype, device
     )
 
 
@@ -256,7 +256,7 @@ def _address(x: torch.Tensor | None) -> int:
 
 def _elements(like: torch.Tensor, count: int) -> torch.Tensor:
     """Uninitialised numbers of the dtype that is computed in."""
-    return like.new_empty(count, dtype=_computed(like.dtype))
+    return backend.empty(like, (count,), (1,), _computed(like.dtype))
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:
@@ -292,7 +292,8 @@ class Kept:
 
     def get(self, plan: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> _Entry:
         tensors = [t for t in (weight, bias) if t is not None]
-        if any(t.is_inference() for t in tensors):
+        # To look at a GPU's numbers is to wait for it, and a CUDA graph that is replayed is to see what they are then.
+        if any(t.is_inference() or t.is_cuda for t in tensors):
             return _Entry(None, [], [], packed(plan, weight, bias))
         known = self._found.get(plan.form)
         if known is not None and known.holds(tensors):
@@ -309,7 +310,7 @@ class _Entry(NamedTuple):
     """One form of packed weights."""
 
     key: Any
-    """None of inference tensors, whose changes leave no trace."""
+    """None where packed weights are not kept: of inference tensors, whose changes leave no trace, and on CUDA."""
     views: list[Any]
     """Of some numbers of each tensor, in its memory."""
     samples: list[bytes]
@@ -398,13 +399,15 @@ def forward(
 
 def pooling_plan(here: Call, after: Applied | None, pooling: Pooling) -> tuple[Any, Ints]:
     """The one launch of a convolution and a pooling of it, or None; and the result's shape."""
+    from .kernels.pool import FLOATS
+
     key = after and after.activation, pooling
     found = here.poolings.get(key)
     if found is None:
         window, out = backend.outputs(pooling, here.out)
         plan = None
-        if not here.empty and isinstance(window, Window) and here.device in _POOLED:
-            kernels = importlib.import_module(_POOLED[here.device])
+        if not here.empty and isinstance(window, Window):
+            kernels = backend.kernels_for(here.device, here.dtype, here.op.caller, FLOATS, _POOLED)
             plan = kernels.planned(here.geometry, key[0], pooling.kind, window.on_three_axes, pooling.include_pad, pooling.divisor)
         found = here.poolings[key] = plan, out
     return found

@@ -19,3 +19,11 @@ class Geometry(NamedTuple):
     def end(self):
         """One past the last element, counted from the first."""
         return sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
+
+
+def dense_strides(channels, sizes, channels_last):
+    """Strides of N, C, D, H and W of a dense tensor."""
+    depth, height, width = sizes
+    if channels_last:
+        return depth * height * width * channels, 1, height * width * channels, width * channels, channels
+    return channels * depth * height * width, depth * height * width, height * width, width, 1

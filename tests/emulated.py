@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastpool.bench import cuda_model
 
-from fastpool import backend
+from fastpool import backend, convolution
 
 TOOLCHAIN = ("numba-cuda", "nvidia-cuda-nvrtc", "nvidia-nvvm")
 
@@ -50,10 +50,17 @@ class Emulator(cuda_model.Emulator):
 @contextlib.contextmanager
 def device(cc=(8, 0)):
     """The ``Emulator`` that what is called inside runs on."""
-    from fastpool.kernels.cuda import elementwise, launch, pooling, unpool
+    from fastpool.kernels.cuda import conv_pool, elementwise, launch, pooling, unpool
+    from fastpool.kernels.cuda import convolution as convolving
 
     emulator = Emulator(cc)
-    modules = {id(backend._BACKENDS): pooling, id(backend._ELEMENTWISE): elementwise, id(backend._UNPOOLING): unpool}
+    modules = {
+        id(backend._BACKENDS): pooling,
+        id(backend._ELEMENTWISE): elementwise,
+        id(backend._UNPOOLING): unpool,
+        id(convolution._BACKENDS): convolving,
+        id(convolution._POOLED): conv_pool,
+    }
     address_of, allocate = torch.Tensor.data_ptr, backend.empty
 
     def kernels_for(device, dtype, caller, dtypes, modules_of=backend._BACKENDS):
@@ -76,4 +83,5 @@ def device(cc=(8, 0)):
         patch.setattr(torch.Tensor, "data_ptr", data_ptr)
         # No ``Call`` of the CPU's kernels is found again, and none of these is kept.
         patch.setattr(backend.Pooling, "call", property(lambda op: functools.partial(backend._prepared, op)))
+        patch.setattr(convolution, "call", convolution.call.__wrapped__)
         yield emulator

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compile import nest_name
-from ..geometry import Geometry
+from ..geometry import Geometry, dense_strides
 from ..simd import LINE, native_lanes, number
 from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
 from . import channels_last as last
-from .geometry import Tables, dense_strides, itemsize, lanes_for, stored_dtype
+from .geometry import Tables, itemsize, lanes_for, stored_dtype
 from .reduction import index, members
 
 MOST_TAPS, MOST_STRIDE = 8, 4

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numba import int64
 
+from .. import correlation
 from ..compile import nest_name, specialised
 from ..geometry import Geometry
 from ..launch import share
@@ -126,7 +127,7 @@ def planned(geometry, after, kind, window, include_pad, divisor):
 
 @functools.lru_cache(maxsize=1024)
 def _planned(geometry, after, kind, window, include_pad, divisor):
-    problem = next(convolution._forward(geometry))
+    problem = convolution.stored(correlation.forward(geometry))
     (_, height, columns), (_, kernel, _), (_, step, _) = problem.axes, window.kernel_size, window.stride
     channels, last, size = problem.groups * problem.outputs, problem.channels_last, itemsize(problem.dtype)
     if geometry.shape[2] != 1 or geometry.weight_shape[2] != 1 or kind.parameters or kind.draws or max(window.dilation) > 1:

@@ -1,69 +1,22 @@
 """Convolution on the CPU, for the backend: from shapes and strides to what runs, once for each, then from a cache.
 
-A convolution, its gradients by the input and a transposed convolution are all *correlations*: along an axis, tap k of output o reads
-position ``o * step + offsets[k]``, zeros outside.  A gradient by the input with stride s is s of them along an axis, one for each
-remainder of the position, as no tap serves two.
+A convolution and its gradient by the input are correlations (correlation.py); each becomes a nest, a job list and tables.
 """
 
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import correlation
+from ..correlation import Axis, Geometry
 from ..launch import bits, share
 from ..simd import LINE, native_lanes, number
 from . import blocking, channel_lanes, depthwise, pixel_lanes, weights
 from . import weight_gradient as weight_gradients
-from .geometry import dense_strides, itemsize, lanes_for, stored_dtype
+from .geometry import itemsize, lanes_for, stored_dtype
 from .pooling import Plan
-
-
-class Geometry(NamedTuple):
-    """Of a convolution.  Axes: N, C, D, H, W; of weights: output channels, input channels of a group, D, H, W."""
-
-    dtype: str
-    shape: tuple[int, int, int, int, int]
-    strides: tuple[int, int, int, int, int]
-    channels_last: bool
-    weight_shape: tuple[int, int, int, int, int]
-    weight_strides: tuple[int, int, int, int, int]
-    groups: int
-    stride: tuple[int, int, int]
-    padding: tuple[int, int, int]
-    """Before the first element; what comes after the last follows from ``out``."""
-    dilation: tuple[int, int, int]
-    out: tuple[int, int, int]
-
-
-class Axis(NamedTuple):
-    """Tap k of output o reads position o * step + offsets[k] of ``size``."""
-
-    size: int
-    outputs: int
-    step: int
-    offsets: tuple[int, ...]
-
-
-class Correlation(NamedTuple):
-    """What a nest computes."""
-
-    dtype: Any
-    channels_last: bool
-    images: int
-    groups: int
-    inputs: int
-    """Channels a group."""
-    outputs: int
-    axes: tuple[Axis, Axis, Axis]
-    x_strides: tuple[int, ...]
-    y_strides: tuple[int, ...]
-    y_start: int
-    weight_steps: tuple[int, int, int]
-    """From group to group, output to output and input to input channel."""
-    weight_taps: tuple[int, ...]
-    """Offsets of the taps in a kernel, the last axis fastest."""
 
 
 def forward(geometry, after):
@@ -78,56 +31,13 @@ def input_gradient(geometry):
 
 @functools.lru_cache(maxsize=1024)
 def _planned(geometry, after, onward):
-    parts = _forward(geometry) if onward else _input_gradient(geometry)
-    return Convolution([_part(part, after) for part in parts])
+    parts = [correlation.forward(geometry)] if onward else correlation.input_gradient(geometry)
+    return Convolution([_part(stored(part), after) for part in parts])
 
 
-def _forward(g):
-    axes = tuple(
-        Axis(size, out, step, tuple(k * d - p for k in range(taps)))
-        for size, out, step, taps, d, p in zip(g.shape[2:], g.out, g.stride, g.weight_shape[2:], g.dilation, g.padding, strict=True)
-    )
-    step_o, step_i, *steps = g.weight_strides
-    outputs, inputs = g.weight_shape[0] // g.groups, g.weight_shape[1]
-    taps = tuple(sum(map(int.__mul__, tap, steps)) for tap in itertools.product(*map(range, g.weight_shape[2:])))
-    y = dense_strides(g.weight_shape[0], g.out, g.channels_last)
-    steps = (step_o * outputs, step_o, step_i)
-    yield Correlation(stored_dtype(g.dtype), g.channels_last, g.shape[0], g.groups, inputs, outputs, axes, g.strides, y, 0, steps, taps)
-
-
-def _input_gradient(g):
-    step_o, step_i, *steps = g.weight_strides
-    outputs, inputs = g.weight_shape[0] // g.groups, g.weight_shape[1]
-    gy = dense_strides(g.weight_shape[0], g.out, g.channels_last)
-    gx = dense_strides(g.shape[1], g.shape[2:], g.channels_last)
-    along = []
-    for size, out, step, taps, d, p, by in zip(g.shape[2:], g.out, g.stride, g.weight_shape[2:], g.dilation, g.padding, steps, strict=True):
-        phases = []
-        for first in range(min(step, size)):
-            # gx[i] takes gy[o] through tap k where i + p = o * step + k * d; i = first + step * t.
-            reach = [(k, (first + p - k * d) // step) for k in range(taps) if (first + p - k * d) % step == 0]
-            axis = Axis(out, -(-(size - first) // step), 1, tuple(offset for _, offset in reach))
-            phases.append((first, axis, [k * by for k, _ in reach]))
-        along.append(phases)
-    for phases in itertools.product(*along):
-        firsts, axes, taps = zip(*phases, strict=True)
-        start = sum(map(int.__mul__, firsts, gx[2:]))
-        y = (*gx[:2], *map(int.__mul__, gx[2:], g.stride))
-        picked = tuple(map(sum, itertools.product(*taps)))
-        yield Correlation(
-            stored_dtype(g.dtype),
-            g.channels_last,
-            g.shape[0],
-            g.groups,
-            outputs,
-            inputs,
-            axes,
-            gy,
-            y,
-            start,
-            (step_o * outputs, step_i, step_o),
-            picked,
-        )
+def stored(problem):
+    """A correlation with its dtype as the nests know it."""
+    return problem._replace(dtype=stored_dtype(problem.dtype))
 
 
 SERIAL = 300_000
@@ -380,7 +290,7 @@ class Layout:
 @functools.lru_cache(maxsize=1024)
 def weight_gradient(geometry):
     """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
-    problem = next(_forward(geometry))
+    problem = stored(correlation.forward(geometry))
     once = problem.groups > 1 and problem.inputs == problem.outputs == 1
     if once and (problem.channels_last or problem.axes[2].step <= PHASES):
         return DepthwiseWeightGradient(problem)

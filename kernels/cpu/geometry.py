@@ -38,14 +38,6 @@ def itemsize(dtype):
     return dtype.bitwidth // 8
 
 
-def dense_strides(channels, sizes, channels_last):
-    """Strides of N, C, D, H and W of a dense tensor."""
-    depth, height, width = sizes
-    if channels_last:
-        return depth * height * width * channels, 1, height * width * channels, width * channels, channels
-    return channels * depth * height * width, depth * height * width, height * width, width, 1
-
-
 class _WholeMap:
     """The window of a global pooling, on tables."""
 

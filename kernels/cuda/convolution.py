@@ -1,0 +1,300 @@
+"""Convolution on CUDA, for the backend: from shapes and strides to launches, once for each, then from a cache.
+
+As kernels/cpu/convolution.py, of a device: ``on(index)`` has ``forward``, ``input_gradient`` and ``weight_gradient``.
+"""
+
+import functools
+import itertools
+import math
+
+from .. import correlation
+from ..correlation import Geometry
+from . import correlate, depthwise, weight_gradient
+from .correlate import RUN, Tile
+from .number import computed, divisor_of
+from .pooling import MOST, THREADS, Plan, bits, itemsize
+
+WIDE, NARROW, SMALL = Tile(128, 64, 8, 4, 8), Tile(128, 32, 4, 4, 8), Tile(64, 32, 4, 4, 8)
+"""Tiles of many channels, of few, and of so few outputs that larger ones would leave multiprocessors without a block."""
+
+FILLED = 128
+"""Blocks that keep every multiprocessor busy: an A100 has 108, an H100 132."""
+
+FEW = 4
+"""Input channels up to which a step has so many only: of more, most would be zeros."""
+
+PARTS, LEAST = 512, 512
+"""Blocks among which a gradient by the weights is divided, and outputs that a block has at least."""
+
+LARGEST_WORD = 4
+"""Bytes of numbers of which RUN are read or written at once."""
+
+
+class Device:
+    """The plans of one device."""
+
+    Geometry = staticmethod(Geometry)
+    bits = staticmethod(bits)
+
+    def __init__(self, index):
+        self.index = index
+        self.forward, self.input_gradient, self.weight_gradient = map(
+            functools.lru_cache(maxsize=1024), (self._forward, self._input_gradient, self._weight_gradient)
+        )
+
+    def _forward(self, geometry, after):
+        """-> Convolution; ``after``: an ``Activation`` or None."""
+        return Convolution(self.index, [correlation.forward(geometry)], after)
+
+    def _input_gradient(self, geometry):
+        """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise."""
+        return Convolution(self.index, list(correlation.input_gradient(geometry)), None)
+
+    def _weight_gradient(self, geometry):
+        """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
+        return WeightGradient(self.index, correlation.forward(geometry), geometry)
+
+
+def is_depthwise(problem):
+    return problem.groups > 1 and problem.inputs == 1 and len(problem.weight_taps) <= depthwise.UNROLLED
+
+
+class Convolution:
+    """Correlations that make one result, of weights that are packed before.
+
+    ``pooling``: of each window of the results only (reduction, window, what an average divides by) is kept, ``out`` of them along each
+    axis.
+    """
+
+    parallel, panel = False, 0
+
+    def __init__(self, device, parts, after, pooling=None, out=None):
+        of = [_Depthwise if is_depthwise(part) else _Product for part in parts]
+        self.parts = [kind(device, part, after, pooling, out) for kind, part in zip(of, parts, strict=True)]
+        self.packed = sum(part.packed for part in self.parts)
+        """Elements of packed weights."""
+        self.form = tuple(part.form for part in self.parts)
+
+    def pack(self, packed, weight, bias, scale, threads):
+        """All are addresses, 0 where there is none."""
+        for part in self.parts:
+            part.pack(packed, weight, bias, scale)
+            packed += part.packed * part.itemsize
+
+    def run(self, x, packed, y, panels, threads, *more):
+        for part in self.parts:
+            part.run(x, packed, y, *more)
+            packed += part.packed * part.itemsize
+
+
+class _Part:
+    """A correlation, its weights in rows of ``pitch``: of ``groups`` groups, ``each`` rows a tap and one behind."""
+
+    def __init__(self, device, problem, pitch, groups, each, inputs, outputs, steps):
+        self.device, self.problem = device, problem
+        real, taps = computed(problem.dtype), len(problem.weight_taps)
+        self.itemsize, self.element = real.bitwidth // 8, itemsize(problem.dtype)
+        rows = taps * each + 1
+        self.packed = groups * rows * pitch
+        self.form = problem.dtype, pitch, each, problem.weight_taps, problem.weight_steps
+        if self.packed > MOST:
+            raise NotImplementedError(f"weights of {self.packed} elements: no CUDA kernel counts so far")
+        counts = tuple(len(axis.offsets) for axis in problem.axes)
+        self.counts = counts
+        self.numbers = [self.packed, *_divisors(pitch, rows, each, max(1, counts[1]), max(1, counts[2])), inputs, outputs, *steps]
+        self.numbers += _progression(problem.weight_taps, counts)
+
+        self._packing, self._planned = (functools.lru_cache(maxsize=4)(f) for f in (self._pack, self._plan))
+
+    def _pack(self, biased, scaled):
+        kernel, itemsizes = correlate.pack(self.problem.dtype, biased, scaled), (self.itemsize, *(self.element,) * 3)
+        return Plan(self.device, kernel, [(-(-self.packed // THREADS), THREADS, (0,) * 4, self.numbers)], itemsizes)
+
+    def pack(self, packed, weight, bias, scale):
+        self._packing(bias != 0, scale != 0).run((packed, weight, bias, scale), 1)
+
+    def run(self, x, packed, y, *more):
+        self.plan(x, y).run((x, packed, y), 1, *more)
+
+
+class _Product(_Part):
+    """By correlate.py's kernel."""
+
+    def __init__(self, device, problem, after, pooling, out):
+        self.after, self.pooling = after, pooling
+        window = pooling[1] if pooling else (1, 1, 1)
+        outputs = out or tuple(axis.outputs for axis in problem.axes)
+        each, self.outputs, self.taps = math.prod(outputs), outputs, math.prod(window)
+        self.tile = _tile(problem, problem.images * each * self.taps)
+        columns = -(-problem.outputs // self.tile.channels)
+        rows = -(-problem.inputs // self.tile.depth) * self.tile.depth
+        super().__init__(
+            device, problem, columns * self.tile.channels, problem.groups, rows, problem.inputs, problem.outputs, problem.weight_steps
+        )
+        self.rows, self.columns = rows, columns
+
+    def plan(self, x, y):
+        return self._planned(self._reads_wide(x), self._writes_wide(y))
+
+    def _reads_wide(self, x):
+        p = self.problem
+        share = self.tile.pixels * self.tile.depth // self.tile.threads
+        steps = p.x_strides[:1] + p.x_strides[2:] + (p.inputs,)
+        return (
+            p.channels_last and self.element <= LARGEST_WORD and x % (share * self.element) == 0 and not any(step % share for step in steps)
+        )
+
+    def _writes_wide(self, y):
+        p = self.problem
+        if self.element > LARGEST_WORD or (y + p.y_start * self.element) % (RUN * self.element):
+            return False
+        if p.channels_last:
+            return not any(step % RUN for step in (p.outputs, p.y_strides[0], *p.y_strides[2:]))
+        height, width = self.outputs[1:]
+        dense = p.y_strides[2:] == (height * width, width, 1)
+        return self.taps == 1 and dense and p.y_strides[1] % RUN == p.y_strides[0] % RUN == math.prod(self.outputs) % RUN == 0
+
+    def _plan(self, wide_in, wide_out):
+        p, (kind, window, divisor) = self.problem, self.pooling or (None, (1, 1, 1), 1)
+        kernel = correlate.forward(p.dtype, p.channels_last, self.tile, self.after, kind, window, divisor, wide_in, wide_out)
+        each, launches = math.prod(self.outputs), []
+        pitch, steps = self.columns * self.tile.channels, len(p.weight_taps) * self.rows // self.tile.depth
+        for first, images in _images(p, max(each * self.taps * p.outputs * p.groups, 1)):
+            total = images * each * self.taps
+            tiles = -(-total // self.tile.pixels)
+            numbers = [total, *_divisors(*self.outputs, self.columns, tiles), p.inputs, self.rows, p.outputs, pitch, steps]
+            numbers += [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *self.counts[1:], *p.y_strides]
+            moved = first * p.x_strides[0], 0, first * p.y_strides[0] + p.y_start
+            launches.append((tiles * self.columns * p.groups, self.tile.threads, moved, numbers))
+        return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.element))
+
+
+class _Depthwise(_Part):
+    """By depthwise.py's kernel."""
+
+    def __init__(self, device, problem, after, pooling, out):
+        channels = problem.groups * problem.outputs
+        step_g, step_o, step_i = problem.weight_steps
+        # As of one group: a group's outputs follow those of the group before, for both of convolution's correlations.
+        assert problem.outputs == 1 or step_g == problem.outputs * step_o
+        steps = 0, step_o if problem.outputs > 1 else step_g, step_i
+        super().__init__(device, problem, channels, 1, 1, 1, channels, steps)
+        self.form = *self.form, "depthwise"
+        self.after = after
+
+    def _plan(self):
+        p = self.problem
+        kernel = depthwise.forward(p.dtype, p.channels_last, self.after, self.counts)
+        channels, outputs, launches = p.groups * p.outputs, tuple(axis.outputs for axis in p.axes), []
+        each = channels * math.prod(outputs)
+        for first, images in _images(p, each):
+            numbers = [images * each, *_divisors(channels, *outputs, p.outputs), *(axis.size for axis in p.axes)]
+            numbers += [*p.x_strides, *_along(p), *p.y_strides]
+            moved = first * p.x_strides[0], 0, first * p.y_strides[0] + p.y_start
+            launches.append((-(-images * each // THREADS), THREADS, moved, numbers))
+        return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.element))
+
+    def plan(self, x, y):
+        return self._planned()
+
+
+class WeightGradient:
+    """``sums`` elements of the dtype computed in are needed to ``run`` it."""
+
+    panel = 0
+
+    def __init__(self, device, problem, geometry):
+        p = problem
+        real, size = computed(p.dtype).bitwidth // 8, itemsize(p.dtype)
+        counts, outputs = tuple(len(axis.offsets) for axis in p.axes), tuple(axis.outputs for axis in p.axes)
+        taps, each, channels = math.prod(counts), math.prod(outputs), p.groups * p.outputs
+        alone = p.groups > 1 and p.inputs == 1 and taps <= depthwise.SUMMED
+        columns, inputs = p.inputs * taps, p.inputs
+        count = channels * columns
+        behind = [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *p.y_strides]
+        launches, parts = [], 0
+        for first, images in _images(p, max(1, channels * each, inputs * p.groups)):
+            total = images * each
+            if alone:
+                threads, tiles = depthwise.THREADS, -(-channels // depthwise.CHANNELS) if p.channels_last else channels
+                part, many = _division(total, tiles, 1)
+                numbers = [*_divisors(tiles), channels, total, part, *_divisors(*outputs, p.outputs), *behind]
+            else:
+                tile = _sum_tile(p)
+                threads, rows, across = tile.threads, -(-p.outputs // tile.pixels), -(-columns // tile.channels)
+                tiles = rows * across * p.groups
+                part, many = _division(total, tiles, tile.depth)
+                numbers = [*_divisors(rows, across, p.groups), columns, total, part, *_divisors(*outputs, inputs, *counts[1:])]
+                numbers += [p.outputs, *behind]
+            launches.append((tiles * many, threads, (parts * count, first * p.x_strides[0], first * p.y_strides[0]), numbers))
+            parts += many
+        self.sums = parts * count
+        constants = p.dtype, p.channels_last
+        kernel = depthwise.weights(*constants, counts) if alone else weight_gradient.partial(*constants, _sum_tile(p))
+        self.partial = Plan(device, kernel, launches, (real, size, size))
+        numbers = [count, parts, *_divisors(columns, inputs, *counts[1:]), *geometry.weight_strides]
+        self.last = Plan(device, weight_gradient.ordered(p.dtype), [(-(-count // THREADS), THREADS, (0, 0), numbers)], (size, real))
+
+    def run(self, x, gy, gw, sums, panels, threads):
+        self.partial.run((sums, x, gy), 1)
+        self.last.run((gw, sums), 1)
+
+
+def _tile(problem, outputs):
+    """The largest tile whose blocks fill a device, or else the smallest."""
+    depth = FEW if problem.inputs <= FEW else WIDE.depth
+    if problem.dtype == "float64":
+        return SMALL._replace(depth=depth)
+    tiles = (WIDE, NARROW, SMALL) if problem.outputs > NARROW.channels else (NARROW, SMALL)
+    for tile in tiles:
+        if -(-outputs // tile.pixels) * -(-problem.outputs // tile.channels) * problem.groups >= FILLED:
+            return tile._replace(depth=depth)
+    return SMALL._replace(depth=depth)
+
+
+def _sum_tile(problem):
+    """That of a gradient by the weights, whose outputs are divided until a device is filled."""
+    return WIDE if problem.outputs > SMALL.pixels and problem.dtype != "float64" else SMALL
+
+
+def _division(outputs, tiles, whole):
+    """(outputs of a part, a multiple of ``whole``; parts)"""
+    many = max(1, min(-(-PARTS // tiles), outputs // LEAST))
+    part = -(-outputs // many // whole) * whole
+    return part, -(-outputs // part)
+
+
+def _divisors(*sizes):
+    return [number for size in sizes for number in divisor_of(size)]
+
+
+def _images(problem, most):
+    """(first image, images) of each launch, in none of which an index reaches MOST; ``most``: elements of an image of y."""
+    x = sum((size - 1) * step for size, step in zip((axis.size for axis in problem.axes), problem.x_strides[2:], strict=True))
+    x += problem.groups * problem.inputs * problem.x_strides[1]
+    together = MOST // max(most, x, problem.x_strides[0], problem.y_strides[0])
+    if together == 0:
+        raise NotImplementedError(f"one image of {max(most, x)} elements: no CUDA kernel counts so far")
+    return [(first, min(together, problem.images - first)) for first in range(0, problem.images, together)]
+
+
+def _along(problem):
+    """Step, first offset and distance of taps, each of D, H and W, as uint32."""
+    firsts = [axis.offsets[0] if axis.offsets else 0 for axis in problem.axes]
+    apart = [axis.offsets[1] - axis.offsets[0] if len(axis.offsets) > 1 else 0 for axis in problem.axes]
+    return [number % 2**32 for number in (*(axis.step for axis in problem.axes), *firsts, *apart)]
+
+
+def _progression(taps, counts):
+    """(first, distance along D, H and W) of the taps' places in a kernel: equal distances, as those of a correlation are."""
+    if not taps:
+        return [0, 0, 0, 0]
+    KD, KH, KW = counts
+    steps = [taps[following] - taps[0] if count > 1 else 0 for count, following in ((KD, KH * KW), (KH, KW), (KW, 1))]
+    assert all(
+        taps[0] + sum(map(int.__mul__, at, steps)) == tap for at, tap in zip(itertools.product(*map(range, counts)), taps, strict=True)
+    )
+    return [taps[0], *steps]
+
+
+on = functools.cache(Device)

@@ -1,0 +1,174 @@
+"""Several numbers of a thread as a tuple in its registers: loads and stores of up to 128 bits, and the product of a tile.
+
+Each is LLVM's own instruction for it: whether a loop over an array would be unrolled, and the array kept in registers, is not left to
+the compiler.
+"""
+
+import functools
+
+from llvmlite import ir
+from numba import types, uint32
+from numba.cuda import cgutils
+from numba.cuda.extending import intrinsic
+
+from .number import device
+
+WIDEST = 16
+"""Bytes of one access, at most."""
+
+
+def _place(context, builder, kind, value, at, more):
+    """The address of element ``at + more``: ``more``, a constant, becomes a part of the instruction."""
+    if isinstance(kind, types.Array):
+        value = context.make_array(kind)(context, builder, value).data
+    place = builder.gep(value, [builder.zext(at, ir.IntType(64))])
+    return builder.gep(place, [ir.Constant(ir.IntType(64), more)])
+
+
+@functools.cache
+def load(count, more=0):
+    """(pointer or array, i, uint32) -> the tuple of ``count`` elements from i + more; where that is more than one, aligned as a whole."""
+
+    @intrinsic
+    def load(tyctx, array, at):
+        def codegen(context, builder, signature, args):
+            element = context.get_data_type(array.dtype)
+            place, size = _place(context, builder, array, *args, more), context.get_abi_sizeof(element)
+            if count == 1:
+                return context.make_tuple(builder, signature.return_type, [builder.load(place, align=size)])
+            vector = ir.VectorType(element, count)
+            got = builder.load(builder.bitcast(place, vector.as_pointer()), align=size * count)
+            parts = [builder.extract_element(got, ir.Constant(ir.IntType(32), k)) for k in range(count)]
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return types.UniTuple(array.dtype, count)(array, at), codegen
+
+    return load
+
+
+@functools.cache
+def store(count, more=0):
+    """(pointer or array, i, tuple): the other way."""
+
+    @intrinsic
+    def store(tyctx, array, at, values):
+        def codegen(context, builder, signature, args):
+            element = context.get_data_type(array.dtype)
+            place, size = _place(context, builder, array, *args[:2], more), context.get_abi_sizeof(element)
+            parts = cgutils.unpack_tuple(builder, args[2], count)
+            if count == 1:
+                builder.store(parts[0], place, align=size)
+            else:
+                vector = ir.VectorType(element, count)
+                put = ir.Constant(vector, ir.Undefined)
+                for k, part in enumerate(parts):
+                    put = builder.insert_element(put, part, ir.Constant(ir.IntType(32), k))
+                builder.store(put, builder.bitcast(place, vector.as_pointer()), align=size * count)
+            return context.get_dummy_value()
+
+        return types.void(array, at, values), codegen
+
+    return store
+
+
+@intrinsic
+def outer(tyctx, sums, a, b):
+    """(sums, a, b) -> sums[i * len(b) + j] + a[i] * b[j], fused, of tuples."""
+
+    def codegen(context, builder, signature, args):
+        lefts, rights = (cgutils.unpack_tuple(builder, arg, kind.count) for arg, kind in ((args[1], a), (args[2], b)))
+        found = cgutils.unpack_tuple(builder, args[0], sums.count)
+        pairs = [(left, right) for left in lefts for right in rights]
+        got = [builder.fma(left, right, total) for (left, right), total in zip(pairs, found, strict=True)]
+        return context.make_tuple(builder, signature.return_type, got)
+
+    return sums(sums, a, b), codegen
+
+
+@intrinsic
+def added(tyctx, sums, more):
+    """Two tuples, element by element."""
+
+    def codegen(context, builder, signature, args):
+        x, y = (cgutils.unpack_tuple(builder, arg, sums.count) for arg in args)
+        return context.make_tuple(builder, signature.return_type, [builder.fadd(p, q) for p, q in zip(x, y, strict=True)])
+
+    return sums(sums, more), codegen
+
+
+@functools.cache
+def filled(count):
+    """(x) -> a tuple of so many x."""
+
+    @intrinsic
+    def filled(tyctx, x):
+        def codegen(context, builder, signature, args):
+            return context.make_tuple(builder, signature.return_type, [args[0]] * count)
+
+        return types.UniTuple(x, count)(x), codegen
+
+    return filled
+
+
+# Loops whose index is a constant in each turn, as indices of tuples must be.
+
+
+def tupled(count, make):
+    """``make(k)``: (arguments) -> number k; (arguments) -> the tuple of ``count`` of them."""
+    last = make(count - 1)
+    if count == 1:
+        return device(lambda *args: (last(*args),))
+    before = tupled(count - 1, make)
+    return device(lambda *args: (*before(*args), last(*args)))
+
+
+def repeated(count, make):
+    """``make(k)``: (arguments) -> nothing; (arguments), all ``count`` of them, one after the other."""
+    last = make(count - 1)
+    if count == 1:
+        return last
+    before = repeated(count - 1, make)
+
+    @device
+    def every(*args):
+        before(*args)
+        last(*args)
+
+    return every
+
+
+def folded(count, make):
+    """``make(k)``: (state, arguments) -> state; (state, arguments) -> the state after all ``count`` of them."""
+    last = make(count - 1)
+    if count == 1:
+        return last
+    before = folded(count - 1, make)
+    return device(lambda state, *args: last(before(state, *args), *args))
+
+
+def mapped(count, f):
+    """(tuple) -> the tuple of f of each."""
+
+    def make(k):
+        return device(lambda values: f(values[k]))
+
+    return tupled(count, make)
+
+
+@functools.cache
+def gathered(count):
+    """(x, i, step, many, zero) -> the elements at i, i + step, ..., and zero behind the first ``many``."""
+
+    def make(k):
+        k = uint32(k)
+
+        @device
+        def one(x, at, step, many, zero):
+            found = zero
+            if k < many:
+                found = x[uint32(at + uint32(k * step))]
+            return found
+
+        return one
+
+    return tupled(count, make)

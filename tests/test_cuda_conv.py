@@ -1,0 +1,125 @@
+"""Convolution's CUDA kernels, by their PTX on a CPU (emulated.py): its tests of geometries, layouts and dtypes again, on that device."""
+
+import emulated
+import pytest
+import torch
+from cases import LAYOUTS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_conv import DTYPES, PLACES, assert_equal, convolutions, convolved, integers, truth
+from test_conv_pool import CASES as POOLED
+from test_conv_pool import reference, tensors
+
+import fastpool.functional as F
+
+pytestmark = emulated.needs_toolchain
+
+
+@pytest.fixture(autouse=True)
+def emulator():
+    with emulated.device() as found:
+        yield found
+        assert found.launches
+
+
+EXAMPLES = {
+    "every tile of channels": ((1, 5, 9, 11), (70, 5, 3, 3), {"padding": 1}),
+    "steps of 4 channels": ((2, 3, 14, 14), (17, 3, 5, 5), {"padding": 2, "stride": 2}),
+    "128 bits": ((2, 16, 8, 8), (64, 16, 3, 3), {"padding": 1}),
+    "groups": ((2, 24, 7, 6), (20, 12, 3, 2), {"groups": 2, "dilation": (1, 2)}),
+    "depthwise": ((2, 33, 9, 8), (33, 1, 3, 3), {"groups": 33, "padding": 1}),
+    "depthwise, two a channel": ((2, 5, 9, 8), (10, 1, 3, 3), {"groups": 5, "stride": 2}),
+    "depthwise, many taps": ((1, 3, 13, 12), (3, 1, 9, 7), {"groups": 3, "padding": 4}),
+    "several parts of a sum": ((2, 3, 40, 33), (4, 3, 3, 3), {}),
+    "no taps": ((1, 2, 5, 5), (3, 2, 1, 1), {"stride": 3}),
+}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    convolutions(),
+    st.sampled_from(list(PLACES)),
+    st.sampled_from(list(PLACES)),
+    st.sampled_from(["f32"] * 6 + ["f64", "bf16", "f16"]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_any_geometry(geometry, place, weights_place, dtype, biased, seed):
+    torch.manual_seed(seed)
+    shape, weight, more = geometry
+    agrees(shape, weight, more, PLACES[place], PLACES[weights_place], DTYPES[dtype], biased)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_kernel(name, layout, dtype):
+    agrees(*EXAMPLES[name], LAYOUTS[layout], LAYOUTS["contiguous"], DTYPES[dtype], True)
+
+
+def agrees(shape, weight, more, place, weights_place, dtype, biased):
+    x, w = place(integers(*shape, dtype=dtype)), weights_place(integers(*weight, dtype=dtype))
+    b = integers(weight[0], dtype=dtype) if biased else None
+    y = truth(x, w, b, None, **more)[0]
+    gy = integers(*y.shape, dtype=dtype)
+    assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), f"{shape} {weight} {more} {dtype}")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sums_are_no_worse_than_torchs(layout):
+    """2304 products: the error against float64 is at most twice PyTorch's."""
+    x, w = LAYOUTS[layout](torch.randn(2, 256, 9, 9)), torch.randn(32, 256, 3, 3)
+    gy = torch.randn(2, 32, 9, 9)
+    exact = convolved(*(t.double() for t in (x, w)), None, gy.double(), torch.nn.functional.conv2d, padding=1)
+    theirs, ours = (convolved(x, w, None, gy, function, padding=1) for function in (torch.nn.functional.conv2d, F.conv2d))
+    for expected, one, other in zip(exact, theirs, ours, strict=True):
+        if expected is not None:
+            error, allowed = ((found.double() - expected).abs() for found in (other, one))
+            assert error.mean() <= 2 * allowed.mean()
+            assert error.max() <= 2 * allowed.max()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
+@pytest.mark.parametrize("after", ["relu", "gelu", "sigmoid", torch.nn.LeakyReLU(0.3)], ids=str)
+def test_activation_and_scale(after, dtype):
+    dtype = DTYPES[dtype]
+    x, w, b = (t.to(dtype) for t in (torch.randn(2, 5, 8, 9), torch.randn(6, 5, 3, 3) / 7, torch.randn(6)))
+    scale, shift = torch.rand(6).to(dtype) + 0.5, torch.randn(6).to(dtype)
+    y = F.conv2d(x, w, b, affine=(scale, shift), after=after)
+    act = getattr(torch.nn.functional, after) if isinstance(after, str) else after
+    plain = torch.nn.functional.conv2d(*(t.double() for t in (x, w, b))) * scale.double()[:, None, None] + shift.double()[:, None, None]
+    torch.testing.assert_close(
+        y.double(), act(plain), **({"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5})
+    )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("pool", ["max", "avg", "min"])
+@pytest.mark.parametrize("case", ["2x2", "odd", "groups", "wide window", "1x1", "padded"])
+def test_with_pooling(emulator, case, pool, layout):
+    shape, weight, conv, (kernel, stride, padding) = POOLED[case]
+    x, w, b = tensors(shape, weight, layout=layout)
+    with torch.no_grad():
+        y = F.conv_pool2d(x, w, b, **conv, activation="relu", pool=pool, kernel_size=kernel, pool_stride=stride, pool_padding=padding)
+    # Packing and one launch; windows that overlap, or of 8 results, are another.
+    assert len(emulator.launches) == (2 if case not in ("wide window", "padded") else 3)
+    torch.testing.assert_close(y, reference(x, w, b, conv, pool, (kernel, stride, padding)))
+
+
+def test_elements_that_are_not_aligned():
+    """128 bits at once only where every address is a multiple: here none is."""
+    whole = integers(2 * 8 * 8 * 16 + 1)
+    x = whole[1:].view(2, 8, 8, 16).permute(0, 3, 1, 2)
+    w = integers(32, 16, 1, 1)
+    assert_equal((F.conv2d(x, w),), truth(x, w, None, None), "one element on")
+
+
+def test_parts_of_a_batch(monkeypatch, emulator):
+    from fastpool.kernels.cuda import convolution
+
+    x, w, gy = integers(5, 4, 7, 6), integers(8, 4, 3, 3), integers(5, 8, 5, 4)
+    monkeypatch.setattr(convolution, "MOST", 2 * 4 * 7 * 6)
+    convolution.on.cache_clear()
+    assert_equal(convolved(x, w, None, gy), truth(x, w, None, gy), "3 launches each")
+    assert len(emulator.launches) == 3 + 1 + 3 + 1 + 3 + 1
+    convolution.on.cache_clear()
