@@ -85,22 +85,31 @@ class Kept(NamedTuple):
 
 
 def _files():
-    """(path, stat, whether the present sources, compiler and CPU made it) of each file of the cache; nothing else in its directory."""
-    marks = {_common_digest(path)[:8] for path in HERE.rglob("*.py")}
+    """(path, stat) of each file of the cache; nothing else in its directory."""
     paths = []
     with contextlib.suppress(OSError):  # a directory that may not be listed
         paths = list(directory().iterdir() if directory() else ())
     for path in paths:
         if _OURS.fullmatch(path.name):
             with contextlib.suppress(OSError):  # deleted by another process meanwhile
-                yield path, path.stat(), not marks.isdisjoint(path.name.split("-"))
+                yield path, path.stat()
+
+
+@functools.cache
+def _marks():
+    """What the present sources, compiler and CPU leave in the names of files."""
+    return {_common_digest(path)[:8] for path in HERE.rglob("*.py")}
+
+
+def _is_present(path):
+    return not _marks().isdisjoint(path.name.split("-"))
 
 
 def kept():
     """What the cache holds: (of the present sources, compiler and CPU; of others)."""
     sizes = {True: [], False: []}
-    for _, stat, present in _files():
-        sizes[present].append(stat.st_size)
+    for path, stat in _files():
+        sizes[_is_present(path)].append(stat.st_size)
     return tuple(Kept(len(found), sum(found)) for found in sizes.values())
 
 
@@ -110,8 +119,8 @@ def prune(superseded=False):
     Safe beside other processes: a file is read in one go, and one that is missing is compiled.
     """
     sizes = []
-    for path, stat, present in _files():
-        if stat.st_mtime < time.time() - UNUSED or (superseded and not present):
+    for path, stat in _files():
+        if stat.st_mtime < time.time() - UNUSED or (superseded and not _is_present(path)):
             with contextlib.suppress(OSError):
                 path.unlink()
                 sizes.append(stat.st_size)
@@ -128,8 +137,13 @@ def _digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+@functools.cache
 def _imported(path):
     """The files of ``kernels/`` that one of them imports, or a file elsewhere by their full names."""
+    return tuple(named for named in _named(path) if named.is_file())
+
+
+def _named(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
@@ -148,7 +162,7 @@ def _sources(path):
     found, todo = set(), [path]
     while todo:
         path = todo.pop()
-        if path not in found and path.is_file():
+        if path not in found:
             found.add(path)
             todo += _imported(path)
     return sorted(found)

@@ -56,7 +56,10 @@ class Device:
 
 
 def is_depthwise(problem):
-    return problem.groups > 1 and problem.inputs == 1 and len(problem.weight_taps) <= depthwise.UNROLLED
+    """Whether depthwise.py's kernels do it: each channel of y, whose weights follow those of the one before, is of one of x."""
+    step_g, step_o, _ = problem.weight_steps
+    follow = problem.outputs == 1 or step_g == problem.outputs * step_o
+    return problem.groups > 1 and problem.inputs == 1 and follow and len(problem.weight_taps) <= depthwise.UNROLLED
 
 
 class Convolution:
@@ -175,8 +178,6 @@ class _Depthwise(_Part):
     def __init__(self, device, problem, after, pooling, out):
         channels = problem.groups * problem.outputs
         step_g, step_o, step_i = problem.weight_steps
-        # As of one group: a group's outputs follow those of the group before, for both of convolution's correlations.
-        assert problem.outputs == 1 or step_g == problem.outputs * step_o
         steps = 0, step_o if problem.outputs > 1 else step_g, step_i
         super().__init__(device, problem, channels, 1, 1, 1, channels, steps)
         self.form = *self.form, "depthwise"
@@ -270,8 +271,8 @@ def _divisors(*sizes):
 
 def _images(problem, most):
     """(first image, images) of each launch, in none of which an index reaches MOST; ``most``: elements of an image of y."""
-    x = sum((size - 1) * step for size, step in zip((axis.size for axis in problem.axes), problem.x_strides[2:], strict=True))
-    x += problem.groups * problem.inputs * problem.x_strides[1]
+    sizes = problem.groups * problem.inputs, *(axis.size for axis in problem.axes)
+    x = sum((size - 1) * step for size, step in zip(sizes, problem.x_strides[1:], strict=True)) + 1
     together = MOST // max(most, x, problem.x_strides[0], problem.y_strides[0])
     if together == 0:
         raise NotImplementedError(f"one image of {max(most, x)} elements: no CUDA kernel counts so far")

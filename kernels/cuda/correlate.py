@@ -122,9 +122,9 @@ def _pooled(kind, taps, tile, divisor, real):
 
 
 @functools.cache
-def _put(tile, taps, last, wide, narrow):
+def _put(tile, taps, last, wide):
     """(y, values, row by row, index of the first, how many there are, channel of the first, the group's first, channels of a group, D, H
-    and W as divisors, y's strides): writes a thread's results, rounded by ``narrow``.  ``wide``: RUN at once."""
+    and W as divisors, y's strides): writes a thread's results.  ``wide``: RUN at once."""
     columns, each = tile.columns, RUN // taps
     runs, apart, where = tile.rows // RUN, tile.pixels // taps // (tile.rows // RUN), _decoded((1, 1, 1))
     single, several = vector.store(1), vector.store(RUN)
@@ -138,7 +138,7 @@ def _put(tile, taps, last, wide, narrow):
         """RUN results of one channel."""
         run, column = divmod(k, columns)
         far, more = uint32(run * apart), uint32(column)
-        picked = vector.tupled(RUN, lambda u: device(lambda values: narrow(values[(run * RUN + u) * columns + column])))
+        picked = vector.picked(tuple((run * RUN + u) * columns + column for u in range(RUN)))
 
         @device
         def put(y, values, first, total, channel, group, channels, D, H, W, strides):
@@ -152,7 +152,7 @@ def _put(tile, taps, last, wide, narrow):
         """All channels of one result."""
         run, u = divmod(k, each)
         far = uint32(run * apart + u)
-        picked = vector.tupled(columns, lambda column: device(lambda values: narrow(values[k * columns + column])))
+        picked = vector.picked(tuple(range(k * columns, k * columns + columns)))
 
         def one(column):
             more = uint32(column)
@@ -204,37 +204,28 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
     both_a, both_b = 2 * BK * pitch_a, 2 * BK * BN
     multiplied, zeros = product(tile, (pitch_a, BN)), vector.filled(tile.rows * tile.columns)
     none, some = vector.filled(share_a), vector.load(share_a)
-    gather, converted = vector.gathered(share_a), vector.mapped(share_a, take)
+    gather, converted = vector.gathered(share_a), vector.mapped(device(lambda x, p: take(x)))
     weights_of, keep_b = vector.load(share_b), vector.store(share_b)
     biases_of = vector.load(tile.columns)
     decoded, first_of = _decoded(window), first_parameters(len(after.defaults) if after else 0)
-    f = compiled(after.value) if after else None
     fill, no_weights = stored(dtype)(0), vector.filled(share_b)
     columns = tile.columns
 
-    def biased(k):
-        column = k % columns
-
-        @device
-        def plain(values, biases, p):
-            return values[k] + biases[column]
-
-        @device
-        def activated(values, biases, p):
-            return f(values[k] + biases[column], p)
-
-        return activated if f else plain
-
-    ended = vector.tupled(tile.rows * columns, biased)
+    if after:
+        f = compiled(after.value)
+        activated = vector.mapped(device(lambda x, p: f(x, p)))
+    else:
+        activated = device(lambda values, p: values)
+    narrowed = vector.mapped(device(lambda x, p: narrow(x)))
     pooled = _pooled(kind, taps, tile, divisor, real) if kind else None
-    put = _put(tile, taps, last, wide_out, narrow)
+    put = _put(tile, taps, last, wide_out)
 
     def kept(e):
         far = vector.store(1, e * pitch_a)
         return device(lambda array, at, values: far(array, at, (values[e],)))
 
     keep_a, one = vector.repeated(share_a, kept), uint32(1)
-    added, pools = vector.added, kind is not None
+    added, biased, pools, zero = vector.added, vector.biased, kind is not None, uint32(0)
 
     @device
     def fetched(x, packed, inside, base, at, sizes, strides, c, channels, step, at_b, left):
@@ -285,7 +276,7 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
         buffer, step, turn = uint32(0), uint32(0), uint32(0)
         while step < steps:
             from_a, from_b = uint32(buffer * size_a), uint32(buffer * size_b)
-            keep_a(a, uint32(from_a + to_a), converted(found))
+            keep_a(a, uint32(from_a + to_a), converted(found, zero))
             keep_b(b, uint32(from_b + to_b), weights)
             # The other half is still read by some: they meet here before anybody writes to it.
             cuda.syncthreads()
@@ -307,11 +298,23 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
         totals = added(totals, sums)
         channel = uint32(channel + column)
         biases = biases_of(packed, uint32(uint32(begin + uint32(uint32(steps * uint32(BK)) * pitch)) + channel))
-        values = ended(totals, biases, first_of(a0, a1, a2, a3, a4, a5))
+        values = activated(biased(totals, biases), first_of(a0, a1, a2, a3, a4, a5))
         if pools:
             values = pooled(values)
         first = uint32(uint32(uint32(pixel_tile * uint32(BM)) + row) // uint32(taps))
-        put(y, values, first, uint32(total // uint32(taps)), channel, uint32(group * OC), OC, of_d, of_h, of_w, (y_n, y_c, y_d, y_h, y_w))
+        put(
+            y,
+            narrowed(values, zero),
+            first,
+            uint32(total // uint32(taps)),
+            channel,
+            uint32(group * OC),
+            OC,
+            of_d,
+            of_h,
+            of_w,
+            (y_n, y_c, y_d, y_h, y_w),
+        )
 
     numbers = 1 + 9 + 6 + 5 + 3 + 5 + 9 + 2 + 5
     pointers = (types.CPointer(stored(dtype)), types.CPointer(real), types.CPointer(stored(dtype)))

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..geometry import Geometry
-from . import whole_map, windows
+from . import whole_map, wide, windows
 from .launch import launch
 from .number import divisor_of
 
@@ -76,6 +76,19 @@ class _Window:
             raise NotImplementedError(f"one image of {tuple(shape)} has more than {MOST} elements: no CUDA kernel counts so far")
         return [(first, min(most, n - first)) for first in range(0, n, most)]
 
+    def together(self, geometry):
+        """Outputs that one thread makes: wide.py's, where the map is read by whole loads, and written so."""
+        last, (kernel_size, stride, _) = geometry.channels_last, self.constants
+        if not wide.fits(kernel_size, stride, last):
+            return 1
+        many, (n, c, *rest, along) = wide.lanes(last, stride[2]), geometry.strides
+        if last:
+            whole, steps = self.channels % many == 0 and c == 1, (n, *rest, along)
+        else:
+            whole = self.sizes[2] % wide.QUAD == self.out[2] % many == 0 and along == 1
+            steps = n, c, *rest
+        return many if whole and not any(step % wide.QUAD for step in steps) else 1
+
     def divisors(self, *sizes):
         return [number for size in sizes for number in divisor_of(size)]
 
@@ -110,31 +123,55 @@ class Device:
                 steps = first * geometry.strides[0], first * outputs, first * outputs
                 plans.append((_blocks(maps, side), whole_map.THREADS, steps, numbers))
             return _Seedless(self.index, kernel, plans, itemsizes)
-        kernel = windows.forward(kind, dtype, saved or "uint8", saves, last, *W.constants, geometry.include_pad, geometry.divisor)
-        for first, images in W.parts(outputs):
-            total = images * outputs
-            numbers = [total, *W.divisors(W.channels, *W.out), *W.sizes, *geometry.strides, *W.padding, first * W.channels]
-            plans.append((_blocks(total), THREADS, (first * geometry.strides[0], first * outputs, first * outputs), numbers))
-        return Plan(self.index, kernel, plans, itemsizes)
+        many = W.together(geometry)
+
+        def planned(kernel, many):
+            """Of threads that make so many outputs."""
+            plans, (*sizes, width) = [], W.out
+            counts = (W.channels // many, *W.out) if last else (W.channels, *sizes, width // many)
+            for first, images in W.parts(outputs):
+                total = images * outputs // many
+                numbers = [total, *W.divisors(*counts), *W.sizes, *geometry.strides, *W.padding, first * W.channels]
+                plans.append((_blocks(total), THREADS, (first * geometry.strides[0], first * outputs, first * outputs), numbers))
+            return Plan(self.index, kernel, plans, itemsizes)
+
+        constants = kind, dtype, saved or "uint8", saves, last, *W.constants
+        single = planned(windows.forward(*constants, geometry.include_pad, geometry.divisor), 1)
+        if many == 1:
+            return single
+        padding = 0 if last else W.padding[2]
+        several = planned(wide.forward(*constants, padding, geometry.include_pad, geometry.divisor), many)
+        own, _, kept = itemsizes
+        return _Aligned(several, single, (wide.QUAD * own, many * own, many * kept))
 
     def _backward(self, kind, geometry, saved):
         """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
         kind = getattr(kind, "routed", None) or kind
         W, dtype, last = _Window(geometry), geometry.dtype, geometry.channels_last
         elements, outputs = W.channels * math.prod(W.sizes), W.channels * math.prod(W.out)
-        if W.whole:
-            kernel, rest, more = whole_map.backward(kind, dtype, saved, last), [math.prod(W.sizes)], []
-        else:
-            kernel = windows.backward(kind, dtype, saved, last, *W.constants, geometry.include_pad, geometry.divisor)
-            rest, more = list(W.out), list(W.padding)
-        plans = []
-        for first, images in W.parts(max(elements, outputs)):
-            total = images * elements
-            numbers = [total, *W.divisors(W.channels, *W.sizes), *rest, *geometry.strides, *more]
-            steps = first * elements, first * outputs, first * outputs, first * geometry.strides[0], first * outputs
-            plans.append((_blocks(total), THREADS, steps, numbers))
         own = itemsize(dtype)
-        return Plan(self.index, kernel, plans, (own, own, itemsize(saved or "uint8"), own, own))
+        itemsizes = own, own, itemsize(saved or "uint8"), own, own
+
+        def planned(kernel, many, rest, more):
+            """Of threads that make so many elements."""
+            plans, (*sizes, width) = [], W.sizes
+            counts = (W.channels // many, *W.sizes) if last else (W.channels, *sizes, width // many)
+            for first, images in W.parts(max(elements, outputs)):
+                total = images * elements // many
+                numbers = [total, *W.divisors(*counts), *rest, *geometry.strides, *more]
+                steps = first * elements, first * outputs, first * outputs, first * geometry.strides[0], first * outputs
+                plans.append((_blocks(total), THREADS, steps, numbers))
+            return Plan(self.index, kernel, plans, itemsizes)
+
+        if W.whole:
+            return planned(whole_map.backward(kind, dtype, saved, last), 1, [math.prod(W.sizes)], [])
+        constants, behind = (kind, dtype, saved, last, *W.constants), (geometry.include_pad, geometry.divisor)
+        single = planned(windows.backward(*constants, *behind), 1, W.out, W.padding)
+        many = W.together(geometry)
+        if many == 1 or not wide.gathers(kind, *W.constants, last):
+            return single
+        several = planned(wide.backward(*constants, 0 if last else W.padding[2], *behind), wide.QUAD, W.out, W.padding)
+        return _Aligned(several, single, (*(wide.QUAD * size for size in itemsizes),))
 
     def _flat_positions(self, geometry, saved):
         """Arguments of ``run``: flat (int64), saved; both dense in geometry's layout."""
@@ -145,6 +182,19 @@ class Device:
             numbers = [images * outputs, *W.divisors(W.channels, *W.out), *W.sizes, *W.padding]
             plans.append((_blocks(images * outputs), THREADS, (first * outputs,) * 2, numbers))
         return Plan(self.index, kernel, plans, (8, itemsize(saved)))
+
+
+class _Aligned:
+    """A plan that wants its addresses to be multiples of some bytes, and one for others."""
+
+    parallel = False
+
+    def __init__(self, aligned, other, multiples):
+        self.aligned, self.other, self.multiples = aligned, other, multiples
+
+    def run(self, addresses, threads, *more):
+        fits = not any(address % multiple for address, multiple in zip(addresses, self.multiples, strict=True))
+        (self.aligned if fits else self.other).run(addresses, threads, *more)
 
 
 class _Seedless(Plan):

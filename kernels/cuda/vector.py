@@ -7,7 +7,7 @@ the compiler.
 import functools
 
 from llvmlite import ir
-from numba import types, uint32
+from numba import typeof, types, uint32
 from numba.cuda import cgutils
 from numba.cuda.extending import intrinsic
 
@@ -110,6 +110,70 @@ def filled(count):
     return filled
 
 
+@intrinsic
+def biased(tyctx, values, biases):
+    """values[i * len(biases) + j] + biases[j], of tuples."""
+
+    def codegen(context, builder, signature, args):
+        found, more = (cgutils.unpack_tuple(builder, arg, kind.count) for arg, kind in ((args[0], values), (args[1], biases)))
+        got = [builder.fadd(value, more[k % biases.count]) for k, value in enumerate(found)]
+        return context.make_tuple(builder, signature.return_type, got)
+
+    return values(values, biases), codegen
+
+
+@functools.cache
+def picked(places):
+    """(tuple) -> the tuple of its elements at these places."""
+
+    @intrinsic
+    def picked(tyctx, values):
+        def codegen(context, builder, signature, args):
+            found = cgutils.unpack_tuple(builder, args[0], values.count)
+            return context.make_tuple(builder, signature.return_type, [found[place] for place in places])
+
+        return types.UniTuple(values.dtype, len(places))(values), codegen
+
+    return picked
+
+
+def _called(f):
+    """(the types of tuples and of p) -> the signature and the code of f, a device function, of an element of each tuple and p."""
+
+    def called(tyctx, tuples, p):
+        of = typeof(f)
+        one = of.get_call_type(tyctx, (*(t.dtype for t in tuples), p), {})
+
+        def codegen(context, builder, signature, args):
+            call, parts = context.get_function(of, one), [cgutils.unpack_tuple(builder, arg, tuples[0].count) for arg in args[:-1]]
+            got = [call(builder, (*of_one, args[-1])) for of_one in zip(*parts, strict=True)]
+            return context.make_tuple(builder, signature.return_type, got)
+
+        return types.UniTuple(one.return_type, tuples[0].count)(*tuples, p), codegen
+
+    return called
+
+
+@functools.cache
+def mapped(f, tuples=1):
+    """(so many tuples, p) -> the tuple of f(an element of each, p): f, a device function, is compiled once for all."""
+    called = _called(f)
+
+    @intrinsic
+    def of_one(tyctx, x, p):
+        return called(tyctx, (x,), p)
+
+    @intrinsic
+    def of_two(tyctx, x, y, p):
+        return called(tyctx, (x, y), p)
+
+    @intrinsic
+    def of_four(tyctx, x, y, z, w, p):
+        return called(tyctx, (x, y, z, w), p)
+
+    return {1: of_one, 2: of_two, 4: of_four}[tuples]
+
+
 # Loops whose index is a constant in each turn, as indices of tuples must be.
 
 
@@ -144,15 +208,6 @@ def folded(count, make):
         return last
     before = folded(count - 1, make)
     return device(lambda state, *args: last(before(state, *args), *args))
-
-
-def mapped(count, f):
-    """(tuple) -> the tuple of f of each."""
-
-    def make(k):
-        return device(lambda values: f(values[k]))
-
-    return tupled(count, make)
 
 
 @functools.cache

@@ -87,19 +87,33 @@ def partial(dtype, last, tile):
     runs = tile.rows // RUN
     far = BM // runs
 
+    single = vector.store(1)
+
     def put_of(k):
-        row, column = divmod(k, tile.columns)
-        down, right = uint32(row // RUN * far + row % RUN), uint32(column)
+        more = uint32(k)
 
         @device
-        def put(sums, values, begin, first, rows, at, columns):
-            m, n = uint32(first + down), uint32(at + right)
-            if m < rows and n < columns:
-                sums[uint32(uint32(begin + uint32(m * columns)) + n)] = values[k]
+        def put(sums, values, at, column, columns):
+            n = uint32(column + more)
+            if n < columns:
+                single(sums, uint32(at + n), (values[k],))
 
         return put
 
-    put = vector.repeated(tile.rows * tile.columns, put_of)
+    across_columns = vector.repeated(tile.columns, put_of)
+
+    def put_row_of(k):
+        down, of_row = uint32(k // RUN * far + k % RUN), vector.picked(tuple(range(k * tile.columns, (k + 1) * tile.columns)))
+
+        @device
+        def put(sums, values, begin, first, rows, column, columns):
+            m = uint32(first + down)
+            if m < rows:
+                across_columns(sums, of_row(values), uint32(begin + uint32(m * columns)), column, columns)
+
+        return put
+
+    put = vector.repeated(tile.rows, put_row_of)
 
     @device
     def fetched(x, gy, t, end, divisors, base_x, base_y, steps, firsts, sizes, strides, y_strides, row, OC, places):

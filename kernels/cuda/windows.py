@@ -40,7 +40,7 @@ def first_parameters(count):
 
 
 @functools.cache
-def _axis(K, S, D):
+def axis_of(K, S, D):
     """(o, size, P, outs) -> (position of tap 0, wrapped; the first tap inside; the end of those) of output o along one axis.
 
     S = 0: bins of adaptive pooling.
@@ -186,7 +186,7 @@ def thread():
 @functools.cache
 def _along(K, S, D, include_pad):
     """(o, size, P, outs) -> how many taps of output o along one axis an average counts."""
-    axis = _axis(K, S, D)
+    axis = axis_of(K, S, D)
 
     @device
     def inside(o, size, P, outs):
@@ -203,7 +203,7 @@ def _along(K, S, D, include_pad):
 
 
 @functools.cache
-def _count(windows, include_pad, divisor, real):
+def count_of(windows, include_pad, divisor, real):
     """(od, oh, ow, sizes, outputs, paddings) -> what an average divides by."""
     along_d, along_h, along_w = (_along(*of, include_pad) for of in windows)
 
@@ -221,11 +221,11 @@ def _count(windows, include_pad, divisor, real):
     return given if divisor is not None else counted
 
 
-def _windows(kernel_size, stride, dilation):
+def windows_of(kernel_size, stride, dilation):
     return tuple(zip(kernel_size, stride, dilation, strict=True))
 
 
-def _signature(pointers, divisors, plain, name):
+def signature(pointers, divisors, plain, name):
     number = types.float64 if name == "float64" else types.float32
     return (*map(types.CPointer, pointers), *(uint32,) * (3 * divisors + plain), *(number,) * PARAMETERS)
 
@@ -241,8 +241,8 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
     unrolled = taps <= UNROLLED and 0 not in stride
     window = _taps(A.step, A.neutral, dtype, kernel_size, dilation, unrolled)
     survey = _taps(A.survey, A.neutral, dtype, kernel_size, dilation, unrolled) if surveys else None
-    along_d, along_h, along_w = (_axis(*of) for of in _windows(kernel_size, stride, dilation))
-    counts = _count(_windows(kernel_size, stride, dilation), include_pad, divisor, real)
+    along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
+    counts = count_of(windows_of(kernel_size, stride, dilation), include_pad, divisor, real)
     uniform = compiled(random.uniform)
     where, first_of, write = place(last), first_parameters(len(kind.parameters)), written(dtype)
     selects = kind.selects
@@ -278,7 +278,20 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
         if saves:
             kept[t] = keeps(rest)
 
-    return kernel, _signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, dtype)
+    return kernel, signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, dtype)
+
+
+@functools.cache
+def tap_of():
+    """(i, start, step, K) -> which tap of a window that starts at ``start``, wrapped, is at position i along an axis; K: none is."""
+
+    @device
+    def tap(i, start, step, K):
+        off = uint32(i - start)
+        k = uint32(off // step)
+        return k if uint32(k * step) == off and k < K else K
+
+    return tap
 
 
 @specialised
@@ -287,10 +300,10 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
     parameters."""
     A, real, (KD, KH, KW), (DD, DH, DW) = arithmetic(kind), computed(dtype), map(uint32, kernel_size), map(uint32, dilation)
     share, selects, reads_values, reads_saved = A.share, kind.selects, A.reads_values, A.reads_saved
-    windows = _windows(kernel_size, stride, dilation)
-    along_d, along_h, along_w = (_axis(*of) for of in windows)
+    windows = windows_of(kernel_size, stride, dilation)
+    along_d, along_h, along_w = (axis_of(*of) for of in windows)
     over_d, over_h, over_w = (_holders(*of) for of in windows)
-    counts, where, place_of = _count(windows, include_pad, divisor, real), place(last), index(last)
+    counts, where, place_of = count_of(windows, include_pad, divisor, real), place(last), index(last)
     take, write, first_of = read(dtype), written(dtype), first_parameters(len(kind.parameters))
     rest_of = int32 if selects else real
     taps, one = math.prod(kernel_size), uint32(1)
@@ -298,13 +311,7 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
     most = tuple(-(-(D * (K - 1) + 1) // S) if S else 0 for K, S, D in windows)
     MD, MH, MW = most
     SD, SH, SW = map(uint32, stride)
-
-    @device
-    def tap(i, start, step, K):
-        """The number of the tap of a window that starts at ``start``, wrapped, at position i along an axis; K: it has none there."""
-        off = uint32(i - start)
-        k = uint32(off // step)
-        return k if uint32(k * step) == off and k < K else K
+    tap = tap_of()
 
     @device
     def share_of(window, taps_at, element, gy, kept, y, value, sizes, outs, paddings, p):
@@ -375,14 +382,14 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
         gx[t] = write(gathered((d, h, w), (n, c, C), gy, kept, y, value, (D, H, W), (OD, OH, OW), (PD, PH, PW), p))
 
     number = stored(dtype)
-    return kernel, _signature((number, number, stored(saved or "uint8"), number, number), 4, 1 + 3 + 5 + 3, dtype)
+    return kernel, signature((number, number, stored(saved or "uint8"), number, number), 4, 1 + 3 + 5 + 3, dtype)
 
 
 @specialised
 def flat_positions(saved, last, kernel_size, stride, dilation):
     """Arguments: flat, saved; outputs; C, OD, OH and OW as divisors; D, H, W; the paddings.  -1 where a window chose nothing."""
     (KD, KH, KW), (DD, DH, DW) = kernel_size, map(uint32, dilation)
-    along_d, along_h, along_w = (_axis(*of) for of in _windows(kernel_size, stride, dilation))
+    along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
     where, taps = place(last), KD * KH * KW
 
     def kernel(flat, kept, total, C, mC, sC, OD, mOD, sOD, OH, mOH, sOH, OW, mOW, sOW, D, H, W, PD, PH, PW):
