@@ -22,7 +22,7 @@ test: setup
 
 # The CUDA kernels alone, on an emulator; with a GPU, `pytest -m gpu` runs them there.
 test-cuda: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/test_ptx.py tests/test_cuda.py tests/test_cuda_code.py tests/test_bench_cuda.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/test_ptx.py tests/test_cuda*.py tests/test_bench_cuda.py
 
 lint: setup
 	$(BIN)/ruff format --check .

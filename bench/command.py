@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import re
@@ -269,27 +271,36 @@ def block_command(
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
 @click.option("--pooling", "poolings", type=click.Choice(cuda_model.POOLINGS), multiple=True, help="Only this one; repeatable.")
 @click.option("--layout", "layouts", type=click.Choice(LAYOUTS), multiple=True, help="Only this one; repeatable.")
-def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequence[str]) -> None:
+@click.option("--convolution", "convolutions", type=click.Choice(list(cuda_model.CONVOLUTIONS)), multiple=True, help="Likewise.")
+def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequence[str], convolutions: Sequence[str]) -> None:
     """What do CUDA kernels move and execute, and what does that come to on a GPU?
 
-    Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112 in float32, by makers' numbers of bandwidth
-    (m, a bound) or of instructions (i, an estimate: machine code merges some), whichever is larger. No GPU is needed, and nothing is
-    measured on one.
+    Their PTX is executed on this CPU, on small maps, and counted; times are of 8x64x112x112, of convolutions 8x64x56x56 with 64 channels
+    out, in float32, by makers' numbers of bandwidth (m, a bound), of multiply-adds (p, a bound) or of instructions (i, an estimate:
+    machine code merges some), whichever is larger. No GPU is needed, and nothing is measured on one.
     """
     try:
         import fastpool.kernels.cuda.pooling  # noqa: F401
     except ImportError as error:
         raise click.ClickException(f"CUDA kernels need numba-cuda: pip install 'fastpool[cuda]' ({error})") from None
     console = terminal.console(110)
-    cases = [(kind, w, layout) for kind in poolings or cuda_model.POOLINGS for w in cuda_model.WINDOWS for layout in layouts or LAYOUTS]
+    if not poolings and not convolutions:
+        poolings, convolutions = cuda_model.POOLINGS, list(cuda_model.CONVOLUTIONS)
+    layouts = layouts or list(LAYOUTS)
+    cases = [functools.partial(cuda_model.counts, *of) for of in itertools.product(poolings, cuda_model.WINDOWS, layouts)]
+    cases += [functools.partial(cuda_model.convolution_counts, *of) for of in itertools.product(convolutions, layouts)]
     found: list[cuda_model.Count] = []
     with terminal.progress() as progress:
-        for kind, window, layout in progress.track(cases, description="kernels"):
-            found += cuda_model.counts(kind, window, layout)
+        for case in progress.track(cases, description="kernels"):
+            found += case()
             if path is not None:
                 path.write_text(json.dumps(cuda_model.rows(found), indent=1))
     console.print(cuda_model.table(found))
-    console.print("us for 8x64x112x112, no measurements. m: by memory, a bound; i: by PTX's instructions, an estimate.", style="dim")
+    console.print(
+        "us for 8x64x112x112, conv 8x64x56x56 to 64 channels; no measurements. m: by memory, p: by products, bounds; i: by PTX's "
+        "instructions, an estimate.",
+        style="dim",
+    )
 
 
 @bench.command("conv")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,10 @@ from . import ptx
 SHAPE, COUNTED = (8, 64, 112, 112), (1, 32, 24, 32)
 """The maps that times are of, and the small ones that are counted: what they take is in proportion to their elements."""
 SCALE = math.prod(SHAPE) / math.prod(COUNTED)
+LAYER, COUNTED_LAYER = (8, 64, 56, 56), (1, 64, 16, 16)
+"""The same of convolutions."""
+CONVOLUTIONS = {"3x3": ((64, 64, 3, 3), 1), "1x1": ((64, 64, 1, 1), 1), "3x3 depthwise": ((64, 1, 3, 3), 64)}
+"""Name -> the weights' shape and groups, of stride 1 and a result as large as the map."""
 
 WINDOWS = {"2x2 s2": ((2, 2), (2, 2), (0, 0)), "3x3 s2 p1": ((3, 3), (2, 2), (1, 1)), "3x3 s1 p1": ((3, 3), (1, 1), (1, 1)), "global": None}
 POOLINGS = "max", "avg", "l2", "stochastic"
@@ -38,12 +42,14 @@ class Device(NamedTuple):
     """Bytes a second."""
     issues: float
     """Warp instructions a second: four of a multiprocessor in each clock."""
+    products: float
+    """Multiply-adds of float32 a second, of warps."""
 
 
 DEVICES = (
-    Device("T4", 320e9, 40 * 4 * 1.59e9),
-    Device("A100", 1555e9, 108 * 4 * 1.41e9),
-    Device("H100", 3350e9, 132 * 4 * 1.7e9),
+    Device("T4", 320e9, 40 * 4 * 1.59e9, 40 * 2 * 1.59e9),
+    Device("A100", 1555e9, 108 * 4 * 1.41e9, 108 * 2 * 1.41e9),
+    Device("H100", 3350e9, 132 * 4 * 1.7e9, 132 * 4 * 1.7e9),
 )
 
 
@@ -63,11 +69,20 @@ class Count:
     """Sectors that the cores ask for, over those."""
     instructions: int
     """Of warps, in PTX, but for those that cost nothing."""
+    products: int
+    """Of those, multiply-adds."""
+    scale: float
+    """So much larger are the maps that times are of."""
 
     def microseconds(self, device: Device) -> tuple[float, str]:
-        """(so many for SHAPE, what takes them): a bound by memory, an estimate by instructions, as machine code merges some of PTX's."""
-        memory, issue = self.bytes / device.bandwidth, self.instructions / device.issues
-        return max(memory, issue) * 1e6 * SCALE, "memory" if memory >= issue else "instructions"
+        """(so many, what takes them): a bound by memory or products, an estimate by instructions, as machine code merges some of PTX's."""
+        times = {
+            "memory": self.bytes / device.bandwidth,
+            "products": self.products / device.products,
+            "instructions": self.instructions / device.issues,
+        }
+        limit = max(times, key=lambda name: times[name])
+        return times[limit] * 1e6 * self.scale, limit
 
 
 class Emulator:
@@ -94,7 +109,12 @@ def _parsed(kernel: Any, cc: tuple[int, int]) -> ptx.Kernel:
     return ptx.Kernel(kernel.ptx(cc))
 
 
-def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> ptx.Counters:
+def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> list[ptx.Counters]:
+    """What each launch of a pooling's plan does."""
+    return _counted(lambda: plan.run([0 if t is None else t.data_ptr() for t in tensors], 1, *more), tensors)
+
+
+def _counted(call: Callable[[], object], tensors: Sequence[torch.Tensor | None]) -> list[ptx.Counters]:
     from fastpool.kernels.cuda import launch
 
     emulator = Emulator((8, 0))
@@ -102,16 +122,19 @@ def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> ptx.C
         if tensor is not None:
             emulator.know(tensor, tensor.data_ptr())
     with launch.use(emulator):
-        plan.run([0 if t is None else t.data_ptr() for t in tensors], 1, *more)
-    ((_, found),) = emulator.launches
-    return found
+        call()
+    return [counters for _, counters in emulator.launches]
 
 
-def _count(name: str, window: str, layout: str, run: str, outputs: int, counters: ptx.Counters) -> Count:
-    free = sum(count for opcode, count in counters.by_opcode.items() if opcode.startswith(FREE))
-    moved = counters.sectors_loaded + counters.sectors_stored
-    instructions = counters.warp_instructions - free
-    return Count(name, window, layout, run, outputs, moved * ptx.SECTOR, counters.sectors / moved, instructions)
+def _count(name: str, window: str, layout: str, run: str, outputs: int, launches: Sequence[ptx.Counters], scale: float) -> Count:
+    free = products = moved = asked = instructions = 0
+    for counters in launches:
+        free += sum(count for opcode, count in counters.by_opcode.items() if opcode.startswith(FREE))
+        products += sum(count for opcode, count in counters.by_opcode.items() if opcode.startswith("fma"))
+        moved += counters.sectors_loaded + counters.sectors_stored
+        asked += counters.sectors
+        instructions += counters.warp_instructions
+    return Count(name, window, layout, run, outputs, moved * ptx.SECTOR, asked / moved, instructions - free, products, scale)
 
 
 def counts(name: str, window: str, layout: str) -> Iterator[Count]:
@@ -132,16 +155,48 @@ def counts(name: str, window: str, layout: str) -> Iterator[Count]:
     place = backend.five_axes(tuple(x.shape), x.stride(), 2, layout == "channels_last")
     geometry = kernels.Geometry("float32", *place, w and w.on_three_axes)
     forward = kernels.forward(kind, geometry, held, held is not None)
-    yield _count(name, window, layout, "forward", y.numel(), _run(forward, (x, y, saved), 0, 0))
+    yield _count(name, window, layout, "forward", y.numel(), _run(forward, (x, y, saved), 0, 0), SCALE)
     backward = kernels.backward(kind, geometry, held)
     tensors = torch.empty_like(x), torch.ones_like(y), saved, x, y
-    yield _count(name, window, layout, "backward", y.numel(), _run(backward, tensors))
+    yield _count(name, window, layout, "backward", y.numel(), _run(backward, tensors), SCALE)
+
+
+def convolution_counts(name: str, layout: str) -> Iterator[Count]:
+    """Of a convolution of float32: forward, the gradients by the input and by the weights; without packing, which is of the weights."""
+    from fastpool.kernels.cuda import convolution as kernels
+
+    from fastpool import convolution
+
+    (weight, groups), last = CONVOLUTIONS[name], layout == "channels_last"
+    x = torch.rand(COUNTED_LAYER).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    w = torch.rand(weight)
+    op = convolution.asked("conv2d", 2, 1, weight[2] // 2, 1, groups)
+    here = convolution.call(op, x.shape, x.stride(), w.shape, w.stride(), x.dtype, x.device)
+    y, gx, gw, device = (
+        torch.empty_strided(here.out, here.out_strides).fill_(1),
+        torch.empty_like(x),
+        torch.empty_like(w),
+        kernels.Device(0, 1),
+    )
+    scale, outputs = math.prod(LAYER) / math.prod(COUNTED_LAYER), y.numel()
+    for run, plan, source, result in (
+        ("forward", device.forward(here.geometry, None), x, y),
+        ("gradient", device.input_gradient(here.geometry), y, gx),
+    ):
+        packed = torch.zeros(plan.packed)
+        addresses = [t.data_ptr() for t in (source, packed, result)]
+        launches = _counted(lambda plan=plan, of=addresses: plan.run(*of, 0, 1), (source, packed, result))  # type: ignore[misc]
+        yield _count("conv", name, layout, run, outputs, launches, scale)
+    plan = device.weight_gradient(here.geometry)
+    sums = torch.zeros(plan.sums)
+    addresses = [t.data_ptr() for t in (x, y, gw, sums)]
+    yield _count("conv", name, layout, "weights", outputs, _counted(lambda: plan.run(*addresses, 0, 1), (x, y, gw, sums)), scale)
 
 
 def table(found: Sequence[Count]) -> Table:
     """A row a launch."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("pooling", "window", "lay-\nout", "pass", "bytes\nan output", "sectors\nasked / had", "instructions\nan output"):
+    for column in ("", "window", "lay-\nout", "pass", "bytes\nan output", "sectors\nasked / had", "instructions\nan output"):
         table.add_column(column, no_wrap=True, justify="right" if "output" in column or "had" in column else "left")
     for device in DEVICES:
         table.add_column(f"{device.name}\nus", justify="right", no_wrap=True)
@@ -150,7 +205,7 @@ def table(found: Sequence[Count]) -> Table:
         times = [row.microseconds(device) for device in DEVICES]
         if before is not None and row.kind != before:
             table.add_section()
-        cells = [f"{time:.1f} {'m' if limit == 'memory' else 'i'}" for time, limit in times]
+        cells = [f"{time:.1f} {limit[0]}" for time, limit in times]
         numbers = f"{row.bytes / row.outputs:.1f}", f"{row.redundancy:.1f}", f"{row.instructions / row.outputs:.1f}"
         table.add_row("" if row.kind == before else row.kind, row.window, row.layout[:4], row.run, *numbers, *cells)
         before = row.kind

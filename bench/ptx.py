@@ -506,7 +506,7 @@ class _Launch:
         if space == "global":
             self.counters.access(text, kind, size, self.warp[lanes], at)
         elif space == "shared":
-            self.counters.bank_conflicts += self._conflicts(self.warp[lanes], address)
+            self.counters.bank_conflicts += self._conflicts(self.warp[lanes], self.lane[lanes], address, size)
         return held.bytes, at
 
     def _place(self, address, size, kind, text):
@@ -518,13 +518,16 @@ class _Launch:
         return address - self.starts[which] + self.places[which]
 
     @staticmethod
-    def _conflicts(warps, address):
-        """Words of one bank are had one after the other; the same word by all at once."""
-        words = np.unique(np.stack([warps, address // 4]), axis=1)
+    def _conflicts(warps, lanes, address, size):
+        """Words of one bank are had one after the other; the same word by all at once.  Of 64 and 128 bits a half or a quarter of a warp
+        is served at a time (NVIDIA, "CUDA C++ Programming Guide", shared memory)."""
+        each = max(1, size // 4)
+        served = np.repeat(warps * each + lanes // (WARP // each), each)
+        words = np.unique(np.stack([served, np.add.outer(address // 4, np.arange(each)).ravel()]), axis=1)
         rounds = Counter(zip(words[0].tolist(), (words[1] % BANKS).tolist(), strict=True))
         worst: dict[int, int] = {}
-        for (warp, _), count in rounds.items():
-            worst[warp] = max(worst.get(warp, 0), count)
+        for (part, _), count in rounds.items():
+            worst[part] = max(worst.get(part, 0), count)
         return sum(count - 1 for count in worst.values())
 
     # The program

@@ -115,10 +115,10 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
 
 
 @tiny.kernels_only()
-def call(case: Case) -> None:
+def call(case: Case, device: str = "cpu") -> None:
     """Run a case without a gradient, and forward and backward with one; NotImplementedError if its dtype has no kernels."""
     function, dimensions = getattr(F, case.name), int(case.name[-2])
-    x, more = torch.zeros((1, case.channels, *[case.size] * dimensions), dtype=case.dtype), {}
+    x, more = torch.zeros((1, case.channels, *[case.size] * dimensions), dtype=case.dtype, device=device), {}
     if case.channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     parameters = inspect.signature(function).parameters
@@ -129,7 +129,8 @@ def call(case: Case) -> None:
     if not case.dtype.is_floating_point:
         return
     # A parameter that a gradient can be asked of has kernels for that too.
-    trained = [{}, *({name: torch.tensor(p.default, requires_grad=True)} for name, p in parameters.items() if type(p.default) is float)]
+    defaults = {name: p.default for name, p in parameters.items() if type(p.default) is float}
+    trained = [{}, *({name: torch.tensor(value, device=device, requires_grad=True)} for name, value in defaults.items())]
     for parameter in trained:
         with suppress(NotImplementedError):
             y = function(x.detach().requires_grad_(), **more, **case.arguments, **parameter)
@@ -137,10 +138,12 @@ def call(case: Case) -> None:
 
 
 @tiny.kernels_only()
-def _run_model(model: nn.Module, *, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, channels_last: bool, training: bool) -> None:
+def _run_model(
+    model: nn.Module, *, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, channels_last: bool, training: bool, device: str
+) -> None:
     """Once on zeros: what it pools, it compiles."""
-    inputs = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    model.to(dtype).train(training)
+    inputs = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    model.to(device, dtype).train(training)
     if channels_last:
         memory_format = torch.channels_last_3d if inputs[0].dim() == 5 else torch.channels_last
         model.to(memory_format=memory_format)  # type: ignore[call-overload]
@@ -187,7 +190,7 @@ class _Bar:
             raise KeyboardInterrupt
 
 
-def _warm_functions(todo: list[Case]) -> None:
+def _warm_functions(todo: list[Case], device: str) -> None:
     refused = set()
     with terminal.progress() as progress:
         bar = _Bar(progress, len(todo))
@@ -195,7 +198,7 @@ def _warm_functions(todo: list[Case]) -> None:
             if (case.name, case.dtype) not in refused:
                 bar.says(str(case))
                 try:
-                    call(case)
+                    call(case, device)
                 except NotImplementedError:
                     refused.add((case.name, case.dtype))
             bar.advance()
@@ -234,6 +237,7 @@ def _summary(seconds: float, before: tuple[int, int]) -> str:
 @click.option("--model", "place", type=Factory(), help="What this model pools: a module, its class or a function, of a Python file.")
 @click.option("--input", "inputs", type=Shapes(), multiple=True, help="The model's input, as 8x3x224x224; several by commas; repeatable.")
 @click.option("--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, help="Repeatable.  [default: float32; --all: all]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What the kernels are for.")
 @click.option("--channels-last", is_flag=True, help="Run the model in channels_last.  [default: contiguous; without --model: both]")
 @click.option("--training", is_flag=True, help="Run the model forward and backward.  [default: forward alone; without --model: both]")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this function, as max_pool2d; repeatable.")
@@ -245,6 +249,7 @@ def warmup(
     place: Place | None,
     inputs: tuple[tuple[tuple[int, ...], ...], ...],
     dtypes: tuple[str, ...],
+    device: str,
     channels_last: bool,
     training: bool,
     only: tuple[str, ...],
@@ -261,6 +266,10 @@ def warmup(
     _check(thorough, place, inputs, channels_last, training, only)
     from .kernels import compile
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException(
+            "--device cuda: PyTorch sees no GPU here, on which kernels are found by calling them; see fastpool doctor"
+        )
     if compile.directory() is None or not os.access(compile.directory(), os.W_OK):
         where = f"{compile.directory()} cannot be written" if compile.directory() else "there is no cache directory"
         raise click.ClickException(f"{where}: nothing would be kept. Set FASTPOOL_CACHE_DIR to a folder that can be.")
@@ -275,11 +284,11 @@ def warmup(
         with _listening():
             runtime.threading_layer()  # the driver of the threads is a kernel too
             if place:
-                run = partial(_run_model, channels_last=channels_last, training=training)
+                run = partial(_run_model, channels_last=channels_last, training=training, device=device)
                 _warm_model(place, console, [partial(run, shapes=shapes, dtype=dtype) for dtype, shapes in product(kinds, inputs)])
             else:
                 names = only or [name for name in functions() if thorough or name.endswith("2d")]
-                _warm_functions(cases(names, kinds, thorough))
+                _warm_functions(cases(names, kinds, thorough), device)
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted.")

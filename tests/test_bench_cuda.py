@@ -27,6 +27,20 @@ def test_table_and_rows(tmp_path):
     assert row["limit"]["T4"] == "memory"
 
 
+def test_convolution(tmp_path):
+    path = tmp_path / "rows.json"
+    result = CliRunner().invoke(bench, ["cuda-model", "--convolution", "1x1", "--layout", "channels_last", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    rows = {row["run"]: row for row in json.loads(path.read_text())}
+    assert set(rows) == {"forward", "gradient", "weights"}
+    outputs, weights = 64 * 16 * 16, 64 * 64
+    assert rows["forward"]["bytes"] == 4 * (2 * outputs + weights + 64)
+    assert all(row["products"] == outputs * 64 / 32 for row in rows.values())
+    layer = 8 * 64 * 56 * 56
+    assert rows["forward"]["microseconds"]["A100"] == pytest.approx(layer * 64 / 32 / (108 * 2 * 1.41e9) * 1e6)
+    assert rows["forward"]["limit"]["A100"] == "products"
+
+
 def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastpool.kernels.cuda.pooling", None)
     result = CliRunner().invoke(bench, ["cuda-model"])

@@ -13,6 +13,7 @@ import torch
 from cases import LAYOUTS, window
 from fastpool.kernels.pool import KINDS
 
+import fastpool.functional as F
 from fastpool import activations, backend
 from fastpool.backend import Pooling
 from fastpool.functional import _pooled
@@ -23,6 +24,8 @@ CAPABILITIES = (7, 5), (8, 0), (9, 0), (10, 0)
 WINDOW = (1, 3, 3), (1, 2, 2), (1, 1, 1)
 BUDGETS = {"max": (40, 360), "avg": (40, 340), "l2": (40, 380), "stochastic": (44, 340)}
 """Kind -> registers and instructions that its forward kernel may take, 3x3 with stride 2."""
+WIDE_LOADS = {"wide": (3, 3), "wide channels_last": (9, 0)}
+"""Loads of 128 bits and of 32 of those 4 elements at a time: 2 outputs of a row read 5 elements of it; a channels_last tap is one load."""
 
 
 def tool(name):
@@ -44,19 +47,30 @@ def assembled(text, cc, folder):
     said = subprocess.run(
         [tool("ptxas"), "-v", "-O3", f"-arch=sm_{cc[0]}{cc[1]}", str(source), "-o", str(binary)], capture_output=True, text=True, check=True
     )
+    return said.stderr, disassembled(binary.read_bytes(), folder)
+
+
+def disassembled(code, folder):
+    """The names of a cubin's instructions."""
+    binary = folder / "code.cubin"
+    binary.write_bytes(code)
     listing = subprocess.run([tool("nvdisasm"), "-c", str(binary)], capture_output=True, text=True, check=True).stdout
-    return said.stderr, re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
 
 
 def kernels(kind, dtype="float32"):
     """The kernels of a pooling, forward and backward, of windows and whole maps."""
-    from fastpool.kernels.cuda import whole_map, windows
+    from fastpool.kernels.cuda import whole_map, wide, windows
 
     saved = kind.saved_dtype(9, dtype)
     found = {
         "forward": windows.forward(kind, dtype, saved or "uint8", bool(saved), False, *WINDOW, True, None),
         "backward": windows.backward(kind, dtype, saved, False, *WINDOW, True, None),
     }
+    for last, where in ((False, "wide"), (True, "wide channels_last")):
+        found[where] = wide.forward(kind, dtype, saved or "uint8", bool(saved), last, *WINDOW, 1, True, None)
+        if wide.gathers(kind, *WINDOW, last):
+            found[f"{where} backward"] = wide.backward(kind, dtype, saved, last, *WINDOW, 1, True, None)
     if kind.combine:
         found["global"] = whole_map.forward(kind, dtype, saved or "uint8", bool(saved), False)
         found["global backward"] = whole_map.backward(kind, dtype, saved, False)
@@ -84,6 +98,117 @@ def test_machine_code(name, cc, tmp_path):
             assert len(instructions) <= length
             assert names.count("LDG") == 9 * (2 if kind.selects and kind.survey else 1)
             assert names.count("STG") == 1 + bool(kind.saved_dtype(9, "float32"))
+        if which in WIDE_LOADS:
+            turns = 2 if kind.selects and kind.survey else 1
+            loads = tuple(sum(i.startswith("LDG") and (".128" in i) == whole for i in instructions) for whole in (True, False))
+            # Of two turns the compiler may keep what it has loaded.
+            assert all(count <= found <= turns * count for count, found in zip(WIDE_LOADS[which], loads, strict=True))
+            assert names.count("STG") == 1 + bool(kind.saved_dtype(9, "float32"))
+            assert registers <= 64
+
+
+def convolving(dtype="float32"):
+    """The kernels of a convolution: name -> (kernel, its tile or None)."""
+    from fastpool.kernels.cuda import convolution, correlate, depthwise, weight_gradient
+
+    found = {"pack": (correlate.pack(dtype, True, True), None), "ordered": (weight_gradient.ordered(dtype), None)}
+    for last, layout in ((False, "contiguous"), (True, "channels_last")):
+        for tile in (convolution.WIDE, convolution.NARROW, convolution.SMALL) if dtype != "float64" else (convolution.SMALL,):
+            kernel = correlate.forward(dtype, last, tile, None, None, (1, 1, 1), 1, last, True)
+            found[f"forward {layout} {tile.pixels} x {tile.channels}"] = kernel, tile
+        for tile in (convolution.WIDE, convolution.SQUARE, convolution.SMALL) if dtype != "float64" else (convolution.SMALL,):
+            found[f"weights {layout} {tile.pixels} x {tile.channels}"] = weight_gradient.partial(dtype, last, tile), tile
+        found[f"depthwise {layout}"] = depthwise.forward(dtype, last, None, (1, 3, 3)), None
+        found[f"depthwise weights {layout}"] = depthwise.weights(dtype, last, (1, 3, 3)), None
+    return found
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def test_machine_code_of_convolution(cc, tmp_path):
+    """Nothing spilled, two blocks of 256 threads in a multiprocessor's registers, and a step that is its products and, for each of its
+    rows, loads of 128 bits."""
+    for which, (kernel, tile) in convolving().items():
+        said, instructions = assembled(kernel.ptx(cc), cc, tmp_path)
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), (which, said)
+        names = [instruction.split(".")[0] for instruction in instructions]
+        assert not {"LDL", "STL", "LD", "ST"}.intersection(names), which
+        assert not any(".F64" in i or n in ("DADD", "DMUL", "DFMA") for n, i in zip(names, instructions, strict=True)), which
+        assert int(re.search(r"Used (\d+) registers", said)[1]) <= 128, which
+        if tile:
+            assert names.count("FFMA") == tile.rows * tile.columns * tile.depth, which
+            loads = [i.replace(".U.", ".") for i in instructions if i.startswith("LDS")]
+            assert loads == ["LDS.128"] * (tile.depth * (tile.rows // 4 + 1)), which
+        if which.startswith("forward"):
+            assert [i for i in instructions if i.startswith("STG")] == ["STG.E.128"] * (tile.rows * tile.columns // 4), which
+
+
+CONVOLVED = {  # name -> (x, weight, arguments): the products are tiles without a rest
+    "3x3": ((2, 16, 8, 16), (64, 16, 3, 3), {"padding": 1}),
+    "1x1": ((1, 32, 16, 8), (64, 32, 1, 1), {}),
+}
+PRODUCTS_SHARE = {"3x3": 0.43, "1x1": 0.32}
+"""Of the forward kernel's warp instructions in PTX, at least: of maps so small, a third or more finds out where a thread is."""
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", CONVOLVED)
+def test_convolution_moves_what_it_must(name, layout):
+    """Shared memory has no bank conflicts; DRAM gives x, packed weights and gy once, and gets each result once."""
+    shape, weight, more = CONVOLVED[name]
+    x, w = LAYOUTS[layout](torch.randn(shape)).requires_grad_(), torch.randn(weight, requires_grad=True)
+    with emulated.device() as emulator:
+        y = F.conv2d(x, w, **more)
+        y.backward(torch.ones_like(y))
+    assert sum(counters.bank_conflicts for _, counters in emulator.launches) == 0
+    found = [(kernel.name, counters) for kernel, counters in emulator.launches]
+    assert [kernel for kernel, _ in found] == [
+        "correlate.pack", "correlate.forward", "correlate.pack", "correlate.forward", "weight_gradient.partial", "weight_gradient.ordered"
+    ]  # fmt: skip
+    (_, packing), (_, forward), _, (_, input_gradient), (_, partial), (_, ordered) = found
+    packed = 4 * (w.numel() + weight[0])
+    assert forward.sectors_loaded * 32 == 4 * x.numel() + packed
+    assert forward.sectors_stored * 32 == 4 * y.numel()
+    assert (packing.sectors_loaded * 32, packing.sectors_stored * 32) == (4 * w.numel(), packed)
+    assert input_gradient.sectors_stored * 32 == 4 * x.numel()
+    assert partial.sectors_loaded * 32 == 4 * (x.numel() + y.numel())
+    assert ordered.sectors_stored * 32 == 4 * w.numel()
+    for access in forward.accesses.values():
+        assert access.sectors <= 1.25 * access.lanes * access.bytes / 32
+    products = sum(count for opcode, count in forward.by_opcode.items() if opcode.startswith("fma"))
+    assert products == y.numel() * w[0].numel() / 32
+    assert products >= PRODUCTS_SHARE[name] * forward.warp_instructions
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_convolution_has_no_double_precision_no_local_memory_no_call(dtype):
+    for which, (kernel, _) in convolving(dtype).items():
+        assert not re.findall(r"\.f64|\.local\b|\bcall\b|div\.s64|rem\.s64", kernel.ptx((8, 0))), which
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def test_machine_code_by_link_time_optimisation(cc, tmp_path):
+    """The other way from Python to machine code, which numba-cuda takes by default: the same loads and products."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from fastpool.kernels.cuda import convolution, correlate
+    from fastpool.kernels.cuda.compile import _for
+    from numba import cuda
+
+    found = {}
+    pooling = kernels(KINDS["max"])
+    convolve = correlate.forward("float32", False, convolution.WIDE, None, None, (1, 1, 1), 1, False, True)
+    for name, kernel in {"forward": pooling["forward"], "wide": pooling["wide"], "conv": convolve}.items():
+        function, signature = kernel._made
+        with _for(cc):
+            code, _ = cuda.compile(function, signature, cc=cc, device=False, abi="numba", output="ltoir")
+        options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", link_time_optimization=True)
+        found[name] = disassembled(Linker(ObjectCode.from_ltoir(code), options=options).link("cubin").code, tmp_path)
+        assert not any(re.match(r"LDL|STL|LD\b|ST\b|D(ADD|MUL|FMA)", i) or ".F64" in i for i in found[name]), name
+    loads = {name: [i for i in instructions if i.startswith("LDG")] for name, instructions in found.items()}
+    assert len(loads["forward"]) == 9
+    assert sum(".128" in i for i in loads["wide"]) == sum(".128" not in i for i in loads["wide"]) == 3
+    tile = convolution.WIDE
+    assert sum(i.startswith("FFMA") for i in found["conv"]) == tile.rows * tile.columns * tile.depth
+    assert sum(i.startswith("LDS") for i in found["conv"]) == sum(".128" in i for i in found["conv"] if i.startswith("LDS")) == 24
 
 
 @pytest.mark.parametrize("cc", [(7, 5), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
@@ -111,8 +236,8 @@ COUNTED = {  # name -> (shape, kernel_size, stride, padding)
     "3x3s2p1": ((2, 3, 64, 128), (3, 3), (2, 2), (1, 1)),
     "3x3s1p1": ((1, 2, 32, 128), (3, 3), (1, 1), (1, 1)),
 }
-WARP_INSTRUCTIONS = {"2x2s2": 5.8, "3x3s2p1": 10.5, "3x3s1p1": 10}
-"""An output, at most, of PTX, one in ten of which only loads a parameter: a warp's instructions are those of 32 outputs."""
+WARP_INSTRUCTIONS = {"2x2s2": (2.8, 3.6), "3x3s2p1": (4.2, 6.3), "3x3s1p1": (3.1, 3.5)}
+"""An output, at most, of PTX, forward and backward: a warp's instructions are those of 32 threads."""
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -133,7 +258,8 @@ def test_bytes_and_instructions(name, layout):
     for access in forward.accesses.values():
         if access.kind == "st" or layout == "channels_last":
             assert access.sectors <= 1.25 * access.lanes * access.bytes / 32
-    assert forward.warp_instructions / outs <= WARP_INSTRUCTIONS[name]
+    for counters, most in zip((forward, backward), WARP_INSTRUCTIONS[name], strict=True):
+        assert counters.warp_instructions / outs <= most
 
 
 def test_parts_of_a_batch(monkeypatch):

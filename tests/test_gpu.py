@@ -6,6 +6,9 @@ import reference
 import torch
 from cases import EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial
 from fastpool.kernels.pool import KINDS
+from test_conv import assert_equal, convolved, integers, truth
+from test_cuda_conv import EXAMPLES as CONVOLUTIONS
+from test_cuda_wide import WIDE
 from test_pooling import SELECTING, SUMMING, leaf, no_worse, op
 
 import fastpool.functional as F
@@ -69,6 +72,52 @@ def test_the_emulator_computes_the_same_bits(kind):
     with emulated.device(capability(torch.cuda.get_device_capability())):
         expected = _pooled(x, op(kind, w), 7)
     assert torch.equal(_pooled(x.cuda(), op(kind, w), 7).cpu(), expected)
+
+
+@pytest.mark.parametrize("geometry", WIDE)
+@pytest.mark.parametrize("kind", ["max", "avg", "l2"])
+def test_four_elements_at_a_time(kind, geometry):
+    shape, w = WIDE[geometry]
+    x = torch.randn(shape)
+    for name in ("contiguous", "channels_last"):
+        here, there = leaf(LAYOUTS[name](x)), leaf(on_gpu(LAYOUTS[name](x)))
+        y, ours = _pooled(here, op(kind, w)), _pooled(there, op(kind, w))
+        y.sum().backward()
+        ours.sum().backward()
+        torch.testing.assert_close(ours.cpu(), y)
+        torch.testing.assert_close(there.grad.cpu(), here.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name, layout, dtype):
+    """Of small integers, whose sums are exact."""
+    shape, weight, more = CONVOLUTIONS[name]
+    x, w, b = LAYOUTS[layout](integers(*shape, dtype=dtype)), integers(*weight, dtype=dtype), integers(weight[0], dtype=dtype)
+    y = truth(x, w, b, None, **more)[0]
+    gy = integers(*y.shape, dtype=dtype)
+    found = convolved(on_gpu(x), w.cuda(), b.cuda(), gy.cuda(), **more)
+    assert_equal([t.cpu() for t in found], truth(x, w, b, gy, **more), name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_convolution_and_pooling(layout):
+    x, w, b = LAYOUTS[layout](torch.randn(4, 16, 32, 32)), torch.randn(64, 16, 3, 3) / 12, torch.randn(64)
+    ours = F.conv_pool2d(on_gpu(x), w.cuda(), b.cuda(), padding=1, activation="relu", kernel_size=2)
+    theirs = torch.nn.functional.max_pool2d(torch.nn.functional.conv2d(x, w, b, padding=1).relu(), 2)
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_in_a_graph_sees_its_weights_as_they_are():
+    x, w = torch.randn(4, 8, 16, 16, device="cuda"), torch.randn(8, 8, 3, 3, device="cuda")
+    F.conv2d(x, w)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = F.conv2d(x, w)
+    w.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w), rtol=1e-3, atol=1e-3)
 
 
 def test_on_another_stream():

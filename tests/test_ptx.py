@@ -486,6 +486,9 @@ def test_sectors_and_bank_conflicts():
     for step, conflicts in ((4, 0), (8, 2), (128, 62)):  # bytes from thread to thread; of two warps
         body = f"mov.u32 %r1, place;\nmad.lo.s32 %r2, %r0, {step}, %r1;\nst.shared.u32 [%r2], %r0;"
         assert run(body, shared=shared).bank_conflicts == conflicts
+    for step, conflicts in ((16, 0), (32, 8)):  # of 128 bits: a quarter of a warp at a time
+        body = f"mov.u32 %r1, place;\nmad.lo.s32 %r2, %r0, {step}, %r1;\nst.shared.v4.u32 [%r2], {{%r0, %r0, %r0, %r0}};"
+        assert run(body, shared=shared).bank_conflicts == conflicts
 
 
 GLOBAL = np.zeros(COUNT, np.float32)

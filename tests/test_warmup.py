@@ -142,6 +142,7 @@ def test_a_class_a_function_a_module(name, shape, model):
         (["--model", "{folder}/net.py:build"], 2, "--model needs --input"),
         (["--model", "{folder}/net.py:build", "--input", "1x3", "--all"], 2, "--all and --only do not go with it"),
         (["--input", "1x3"], 2, "--model FILE:FACTORY"),
+        (["--device", "cuda"], 1, "--device cuda: PyTorch sees no GPU here"),
         (["--only", "max_pool9d"], 2, "there is no function 'max_pool9d'; there are adaptive_avg_pool1d"),
         (["--model", "{folder}/net.py:builds", "--input", "1x3"], 1, "net.py has no builds; it has Net, build, number, fails"),
         (["--model", "{folder}/net.py:number", "--input", "1x3"], 1, "number of net.py is of type int, not a torch.nn.Module"),
@@ -151,7 +152,8 @@ def test_a_class_a_function_a_module(name, shape, model):
         (["--model", "{folder}/net.py:build", "--input", "1x3x9x9", "--dtype", "int8"], 1, "running build failed: TypeError"),
     ],
 )
-def test_a_sentence_for_what_cannot_be(arguments, status, words, model):
+def test_a_sentence_for_what_cannot_be(arguments, status, words, model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ended = CliRunner().invoke(warmup.warmup, [a.format(folder=model.parent) for a in arguments])
     assert ended.exit_code == status, ended.output
     assert words in " ".join(ended.output.split())
@@ -180,7 +182,7 @@ def test_prune(tmp_path):
 def test_control_c(monkeypatch):
     done = []
 
-    def call(case):
+    def call(case, device):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(case)
@@ -234,13 +236,13 @@ def test_a_case_is_called_with_and_without_a_gradient(name, monkeypatch):
 def test_a_dtype_without_kernels_is_left_out(monkeypatch):
     asked = []
 
-    def call(case):
+    def call(case, device):
         asked.append(case.dtype)
         if case.dtype is torch.bool:
             raise NotImplementedError
 
     monkeypatch.setattr(warmup, "call", call)
     todo = warmup.cases(["avg_pool2d"], [torch.bool, torch.float32], thorough=False)
-    warmup._warm_functions(todo)
+    warmup._warm_functions(todo, "cpu")
     assert asked.count(torch.bool) == 1
     assert asked.count(torch.float32) == len(todo) / 2

@@ -17,6 +17,9 @@ from .pooling import MOST, THREADS, Plan, bits, itemsize
 WIDE, NARROW, SMALL = Tile(128, 64, 8, 4, 8), Tile(128, 32, 4, 4, 8), Tile(64, 32, 4, 4, 8)
 """Tiles of many channels, of few, and of so few outputs that larger ones would leave multiprocessors without a block."""
 
+SQUARE = Tile(64, 64, 8, 4, 8)
+"""Of sums over outputs, by 64 output channels: a thread's products are as many as of WIDE."""
+
 FILLED = 128
 """Blocks that keep every multiprocessor busy: an A100 has 108, an H100 132."""
 
@@ -36,19 +39,19 @@ class Device:
     Geometry = staticmethod(Geometry)
     bits = staticmethod(bits)
 
-    def __init__(self, index):
-        self.index = index
+    def __init__(self, index, filled=FILLED):
+        self.index, self.filled = index, filled
         self.forward, self.input_gradient, self.weight_gradient = map(
             functools.lru_cache(maxsize=1024), (self._forward, self._input_gradient, self._weight_gradient)
         )
 
     def _forward(self, geometry, after):
         """-> Convolution; ``after``: an ``Activation`` or None."""
-        return Convolution(self.index, [correlation.forward(geometry)], after)
+        return Convolution(self.index, [correlation.forward(geometry)], after, filled=self.filled)
 
     def _input_gradient(self, geometry):
         """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise."""
-        return Convolution(self.index, list(correlation.input_gradient(geometry)), None)
+        return Convolution(self.index, list(correlation.input_gradient(geometry)), None, filled=self.filled)
 
     def _weight_gradient(self, geometry):
         """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
@@ -71,9 +74,9 @@ class Convolution:
 
     parallel, panel = False, 0
 
-    def __init__(self, device, parts, after, pooling=None, out=None):
+    def __init__(self, device, parts, after, pooling=None, out=None, filled=FILLED):
         of = [_Depthwise if is_depthwise(part) else _Product for part in parts]
-        self.parts = [kind(device, part, after, pooling, out) for kind, part in zip(of, parts, strict=True)]
+        self.parts = [kind(device, part, after, pooling, out, filled) for kind, part in zip(of, parts, strict=True)]
         self.packed = sum(part.packed for part in self.parts)
         """Elements of packed weights."""
         self.form = tuple(part.form for part in self.parts)
@@ -123,12 +126,12 @@ class _Part:
 class _Product(_Part):
     """By correlate.py's kernel."""
 
-    def __init__(self, device, problem, after, pooling, out):
+    def __init__(self, device, problem, after, pooling, out, filled):
         self.after, self.pooling = after, pooling
         window = pooling[1] if pooling else (1, 1, 1)
         outputs = out or tuple(axis.outputs for axis in problem.axes)
         each, self.outputs, self.taps = math.prod(outputs), outputs, math.prod(window)
-        self.tile = _tile(problem, problem.images * each * self.taps)
+        self.tile = _tile(problem, problem.images * each * self.taps, filled)
         columns = -(-problem.outputs // self.tile.channels)
         rows = -(-problem.inputs // self.tile.depth) * self.tile.depth
         super().__init__(
@@ -175,7 +178,7 @@ class _Product(_Part):
 class _Depthwise(_Part):
     """By depthwise.py's kernel."""
 
-    def __init__(self, device, problem, after, pooling, out):
+    def __init__(self, device, problem, after, pooling, out, filled):
         channels = problem.groups * problem.outputs
         step_g, step_o, step_i = problem.weight_steps
         steps = 0, step_o if problem.outputs > 1 else step_g, step_i
@@ -241,21 +244,23 @@ class WeightGradient:
         self.last.run((gw, sums), 1)
 
 
-def _tile(problem, outputs):
-    """The largest tile whose blocks fill a device, or else the smallest."""
+def _tile(problem, outputs, filled):
+    """The largest tile of which there are ``filled`` blocks, or else the smallest."""
     depth = FEW if problem.inputs <= FEW else WIDE.depth
     if problem.dtype == "float64":
         return SMALL._replace(depth=depth)
     tiles = (WIDE, NARROW, SMALL) if problem.outputs > NARROW.channels else (NARROW, SMALL)
     for tile in tiles:
-        if -(-outputs // tile.pixels) * -(-problem.outputs // tile.channels) * problem.groups >= FILLED:
+        if -(-outputs // tile.pixels) * -(-problem.outputs // tile.channels) * problem.groups >= filled:
             return tile._replace(depth=depth)
     return SMALL._replace(depth=depth)
 
 
 def _sum_tile(problem):
     """That of a gradient by the weights, whose outputs are divided until a device is filled."""
-    return WIDE if problem.outputs > SMALL.pixels and problem.dtype != "float64" else SMALL
+    if problem.dtype == "float64" or problem.outputs <= SMALL.channels:
+        return SMALL
+    return WIDE if problem.outputs > SQUARE.pixels else SQUARE
 
 
 def _division(outputs, tiles, whole):

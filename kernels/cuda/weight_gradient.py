@@ -22,7 +22,8 @@ def partial(dtype, last, tile):
     steps, first offsets and distances of taps; gy's strides."""
     real, take = computed(dtype), read(dtype)
     BM, BN, BK, T = tile.pixels, tile.channels, tile.depth, tile.threads
-    pitch_a, pitch_b = BM + SKEW, BN + SKEW
+    # Of contiguous maps a warp writes 8 rows of 4, of channels_last 2 of 16 where a block has 128 threads.
+    pitch_a, pitch_b = (size + (16 if last else SKEW) for size in (BM, BN))
     across, turns, one = BM // tile.rows, uint32(CHAIN // BK), uint32(1)
     of_a, of_b = BM * BK // T, BN * BK // T
     apart = T // BK  # rows that the block's threads bring at once
