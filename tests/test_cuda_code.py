@@ -139,7 +139,7 @@ def test_machine_code_of_convolution(cc, tmp_path):
             loads = [i.replace(".U.", ".") for i in instructions if i.startswith("LDS")]
             assert loads == ["LDS.128"] * (tile.depth * (tile.rows // 4 + 1)), which
         if which.startswith("forward"):
-            assert [i for i in instructions if i.startswith("STG")] == ["STG.E.128"] * (tile.rows * tile.columns // 4), which
+            assert [i[:9] for i in instructions if i.startswith("STG")] == ["STG.E.128"] * (tile.rows * tile.columns // 4), which
 
 
 CONVOLVED = {  # name -> (x, weight, arguments): the products are tiles without a rest
