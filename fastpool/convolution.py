@@ -393,7 +393,7 @@ def forward(
         return run(x.contiguous() if here.copies else x, packed(plan, weight, bias, scale), here)
     entry = kept.get(plan, weight, bias)
     if asked is not None:
-        kept.last = None if here.copies else Remembered(asked, weight, bias, _of(x), here, run, entry)
+        kept.last = None if here.copies or entry.key is None else Remembered(asked, weight, bias, _of(x), here, run, entry)
     return run(x.contiguous() if here.copies else x, entry.packed, here)
 
 

@@ -16,6 +16,9 @@ from .backend import Pooling
 from .convolution import Convolution
 from .window import Adaptive, Window
 
+DEVICES = ("cpu", "cuda")
+"""Of which the operators have kernels: backend.py takes those of the tensors' device."""
+
 _OPERATION = "str kind, int rank, int[] window, float[] parameters, bool include_pad, int divisor"
 
 torch.library.define("fastpool::pool", f"(Tensor x, Tensor? p, {_OPERATION}, int seed, bool saves) -> (Tensor, Tensor)")
@@ -80,7 +83,7 @@ def _of(operation: Any, p: torch.Tensor | None) -> Pooling:
     return op if p is None else op.at(tuple(p.tolist()))
 
 
-@torch.library.impl("fastpool::pool", "cpu")
+@torch.library.impl("fastpool::pool", DEVICES)
 def _pool(x: torch.Tensor, p: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     *operation, seed, saves = arguments
     y, saved, _ = backend.forward(x, _of(operation, p), saves, seed)
@@ -121,7 +124,7 @@ def _pool_gradient(ctx: Any, gy: torch.Tensor, _: Any) -> tuple[torch.Tensor | N
 torch.library.register_autograd("fastpool::pool", _pool_gradient, setup_context=_setup_context)
 
 
-@torch.library.impl("fastpool::pool_backward", "cpu")
+@torch.library.impl("fastpool::pool_backward", DEVICES)
 def _pool_backward(gy: torch.Tensor, x: Any, y: Any, saved: torch.Tensor, p: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     *operation, shape, strides, dtype, needs_x, needs_p = arguments
     op = _of(operation, p)
@@ -144,7 +147,7 @@ def _pool_backward_fake(
     return gx, torch.empty_like(p) if needs_p else gy.new_empty(0)
 
 
-@torch.library.impl("fastpool::flat_positions", "cpu")
+@torch.library.impl("fastpool::flat_positions", DEVICES)
 def _flat_positions(taps: torch.Tensor, x: torch.Tensor, *operation: Any) -> torch.Tensor:
     call = _operation(*operation).call(tuple(x.shape), x.stride(), x.dtype, x.device, True)
     flat = backend.flat_positions(taps, call)
@@ -156,7 +159,7 @@ def _flat_positions_fake(taps: torch.Tensor, x: torch.Tensor, *operation: Any) -
     return torch.empty_like(taps, dtype=torch.int64)
 
 
-@torch.library.impl("fastpool::unpool", "cpu")
+@torch.library.impl("fastpool::unpool", DEVICES)
 def _unpool(x: torch.Tensor, indices: torch.Tensor, sizes: Any) -> torch.Tensor:
     return backend.unpool("max_unpool", x, indices, tuple(sizes))
 
@@ -168,7 +171,7 @@ def _unpool_fake(x: torch.Tensor, indices: torch.Tensor, sizes: Any) -> torch.Te
     return backend.empty(x, shape, backend.dense_strides(shape, rank, bool(backend.channels_last(x.shape, x.stride(), rank))))
 
 
-@torch.library.impl("fastpool::unpool_backward", "cpu")
+@torch.library.impl("fastpool::unpool_backward", DEVICES)
 def _unpool_backward(gy: torch.Tensor, indices: torch.Tensor, rank: int) -> torch.Tensor:
     return backend.gather(gy, indices, rank)
 
@@ -202,7 +205,7 @@ def _convolution(rank: int, stride: Any, padding: Any, same: bool, dilation: Any
     return convolution.request(f"conv{rank}d", rank, tuple(stride), pad, tuple(dilation), groups)
 
 
-@torch.library.impl("fastpool::convolve", "cpu")
+@torch.library.impl("fastpool::convolve", DEVICES)
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: Any, *asked: Any) -> torch.Tensor:
     return convolution.forward(x, weight, bias, _convolution(*asked))
 
@@ -215,7 +218,7 @@ def _convolve_fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *asked: Any
     return backend.empty(x, out, backend.dense_strides(out, rank, bool(backend.channels_last(x.shape, x.stride(), rank))))
 
 
-@torch.library.impl("fastpool::convolve_input", "cpu")
+@torch.library.impl("fastpool::convolve_input", DEVICES)
 def _convolve_input(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
     return convolution.input_gradient(gy, weight, None, convolution.called(_convolution(*asked), x, weight))
 
@@ -226,7 +229,7 @@ def _convolve_input_fake(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     return backend.empty(x, x.shape, backend.dense_strides(x.shape, rank, bool(backend.channels_last(x.shape, x.stride(), rank))))
 
 
-@torch.library.impl("fastpool::convolve_weight", "cpu")
+@torch.library.impl("fastpool::convolve_weight", DEVICES)
 def _convolve_weight(gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: Any) -> torch.Tensor:
     return convolution.weight_gradient(gy, x, convolution.called(_convolution(*asked), x, weight))
 

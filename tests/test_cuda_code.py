@@ -1,6 +1,7 @@
 """What CUDA kernels are compiled to, for every generation of GPUs: PTX and, by ptxas, machine code; and what they move when they run."""
 
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -291,6 +292,17 @@ def test_an_import_of_fastpool_touches_no_cuda():
     asked = "m.startswith(('numba.cuda', 'numba_cuda', 'fastpool.kernels.cuda'))"
     code = f"import sys, fastpool.functional; print([m for m in sys.modules if {asked}])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_operators_have_kernels_for_it():
+    """``torch.compile``'s, which take those of the tensors' device."""
+    from fastpool import library
+
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastpool::")]
+    assert len(names) >= 8
+    for name, key in itertools.product(names, ("CPU", "CUDA")):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key), (name, key)
+    assert library.DEVICES == ("cpu", "cuda")
 
 
 def test_what_is_missing_is_said(monkeypatch):

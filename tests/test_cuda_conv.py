@@ -1,9 +1,13 @@
 """Convolution's CUDA kernels, by their PTX on a CPU (emulated.py): its tests of geometries, layouts and dtypes again, on that device."""
 
+import re
+
 import emulated
 import pytest
 import torch
 from cases import LAYOUTS
+from fastpool.bench import cuda_model, ptx
+from fastpool.kernels.cuda.compile import Kernel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_conv import DTYPES, PLACES, assert_equal, convolutions, convolved, integers, truth
@@ -123,3 +127,63 @@ def test_parts_of_a_batch(monkeypatch, emulator):
     assert_equal(convolved(x, w, None, gy), truth(x, w, None, gy), "3 launches each")
     assert len(emulator.launches) == 3 + 1 + 3 + 1 + 3 + 1
     convolution.on.cache_clear()
+
+
+# Bugs seeded in what runs
+
+
+def agreed(x=None):
+    """Whether a convolution is torch's."""
+    x = integers(1, 16, 6, 8).contiguous(memory_format=torch.channels_last) if x is None else x
+    w = integers(32, 16, 3, 3)
+    return torch.equal(F.conv2d(x, w, padding=1), torch.nn.functional.conv2d(x, w, padding=1))
+
+
+def test_a_missing_barrier_is_caught(monkeypatch):
+    plain = Kernel.ptx
+    monkeypatch.setattr(Kernel, "ptx", lambda kernel, cc: re.sub(r"bar\.sync\s+0;", "", plain(kernel, cc)))
+    cuda_model._parsed.cache_clear()
+    with pytest.raises(ptx.PTXError, match=r"race|nobody has written"):
+        agreed()
+    cuda_model._parsed.cache_clear()
+
+
+@pytest.fixture
+def launched_with(monkeypatch, emulator):
+    """``launched_with(name, more)``: an argument of the convolution, or "blocks", is so much larger than it was to be."""
+    plain = emulator.launch
+
+    def change(name, more):
+        def launch(kernel, blocks, threads, arguments, device):
+            if kernel.name == "correlate.forward":
+                names, arguments = kernel._made[0].__code__.co_varnames, list(arguments)
+                if name == "blocks":
+                    blocks += more
+                else:
+                    arguments[names.index(name)] = int(arguments[names.index(name)]) + more
+            plain(kernel, blocks, threads, arguments, device)
+
+        monkeypatch.setattr(emulator, "launch", launch)
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["blocks", "steps", "W"])
+def test_a_wrong_launch_is_caught_by_its_result(name, launched_with):
+    launched_with(name, -1)
+    assert not agreed(integers(2, 16, 6, 8))
+
+
+def test_a_launch_that_reads_behind_the_map_is_caught(launched_with):
+    launched_with("H", 1)
+    with pytest.raises(ptx.PTXError, match="out of bounds"):
+        agreed()
+
+
+def test_a_misaligned_load_is_caught(monkeypatch):
+    from fastpool.kernels.cuda import convolution
+
+    monkeypatch.setattr(convolution._Product, "_reads_wide", lambda part, x: True)
+    x = integers(6 * 8 * 16 + 1)[1:].view(1, 6, 8, 16).permute(0, 3, 1, 2)
+    with pytest.raises(ptx.PTXError, match="misaligned"):
+        agreed(x)

@@ -12,6 +12,7 @@ from test_cuda_wide import WIDE
 from test_pooling import SELECTING, SUMMING, leaf, no_worse, op
 
 import fastpool.functional as F
+import fastpool.nn
 from fastpool.functional import _pooled, _with_indices
 
 pytestmark = [
@@ -118,6 +119,12 @@ def test_a_convolution_in_a_graph_sees_its_weights_as_they_are():
     w.mul_(2)
     graph.replay()
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w), rtol=1e-3, atol=1e-3)
+
+
+def test_under_torch_compile():
+    model = torch.nn.Sequential(fastpool.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), fastpool.nn.MaxPool2d(2)).cuda()
+    x = torch.randn(2, 3, 16, 16, device="cuda")
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
 
 
 def test_on_another_stream():
