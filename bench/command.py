@@ -28,6 +28,7 @@ from . import (
     conv_peers,
     conv_report,
     cuda_model,
+    gpu,
     libraries,
     pool,
     pool_bars,
@@ -301,6 +302,42 @@ def cuda_model_command(path: Path | None, poolings: Sequence[str], layouts: Sequ
         "instructions, an estimate.",
         style="dim",
     )
+
+
+@bench.command("gpu")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
+@click.option("--operation", "operations", type=click.Choice((*gpu.POOLINGS, "conv")), multiple=True, help="Only this one; repeatable.")
+@click.option("--layout", "layouts", type=click.Choice(LAYOUTS), multiple=True, help="Only this one; repeatable.")
+@click.pass_context
+def gpu_command(context: click.Context, path: Path | None, operations: Sequence[str], layouts: Sequence[str]) -> None:
+    """How quick are fastpool's kernels on this GPU, beside PyTorch's?
+
+    By the GPU's own events, with cold caches, float32, 8x64x112x112 and, of convolutions, 8x64x56x56; forward also as a part of what a copy
+    of as many bytes takes; and what a call costs the caller, apart. Nobody has run this command on a GPU so far.
+
+    Ctrl-C ends early and keeps finished rows. The exit status is 1 if a result was wrong, 130 after Ctrl-C.
+    """
+    if not torch.cuda.is_available():
+        raise click.ClickException(
+            "PyTorch sees no GPU here, and nothing can be measured; fastpool doctor says more, fastpool bench cuda-model counts"
+        )
+    found: list[gpu.Row] = []
+    todo, interrupted = gpu.cases(operations or (*gpu.POOLINGS, "conv"), layouts or list(LAYOUTS)), False
+    try:
+        with terminal.progress() as progress:
+            for row in progress.track(gpu.measured(todo, torch.device("cuda")), total=len(todo), description="cases"):
+                found.append(row)
+                if path is not None:
+                    path.write_text(json.dumps(gpu.rows(found), indent=1))
+    except KeyboardInterrupt:
+        interrupted = True
+    console = terminal.console(110)
+    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", style="dim")
+    console.print(gpu.table(found))
+    for row in found:
+        if row.error:
+            console.print(f"{row.operation} {row.what} {row.layout} {row.run}: {row.error}")
+    context.exit(terminal.INTERRUPTED if interrupted else 1 if any(row.error for row in found) else 0)
 
 
 @bench.command("conv")
