@@ -15,7 +15,6 @@ from . import vector
 from .compile import specialised
 from .number import arithmetic, compiled, computed, device, read, stored, written
 from .windows import (
-    GATHERED,
     UNROLLED,
     axis_of,
     count_of,
@@ -31,6 +30,9 @@ from .windows import (
 
 QUAD = 4
 """Elements of a load."""
+
+HELD = 25
+"""Windows that hold an element up to which their gradients are gathered so: of 5x5 with stride 1 as many."""
 
 
 def lanes(last, stride):
@@ -213,7 +215,7 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, padd
 def gathers(kind, kernel_size, stride, dilation, last):
     """Whether ``backward`` does it."""
     around = [-(-(D * (K - 1) + 1) // S) for K, S, D in windows_of(kernel_size, stride, dilation)] if 0 not in stride else [math.inf]
-    return fits(kernel_size, stride, last) and math.prod(around) <= GATHERED and bool(kind.selects or kind.gives)
+    return fits(kernel_size, stride, last) and math.prod(around) <= HELD and bool(kind.selects or kind.gives)
 
 
 @specialised
@@ -237,15 +239,16 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, padding, i
     numbers, rests = vector.mapped(take), vector.mapped(rest_of)
     none, quad = vector.filled(parts), uint32(QUAD)
 
+    added = vector.added
+
     @device
     def selected(got, gy, y, rest, p):
         return (got[0] + share(gy, real(0), real(0), rest, p[0], real(0), real(taps), p[2]),)
 
     @device
     def summed(got, gy, y, rest, p):
-        return vector_added(got, gives(gy, y, rest, p[1], real(taps), p[2]))
+        return added(got, gives(gy, y, rest, p[1], real(taps), p[2]))
 
-    vector_added = vector.added
     plus = selected if selects else summed
     of_lanes = vector.mapped(plus, 4)
     ended = vector.mapped(device(lambda got, x, p: write(got[0] if selects else takes(x, got, p))), 2)
