@@ -73,7 +73,7 @@ def kernels(kind, dtype="float32"):
         if wide.gathers(kind, *WINDOW, last):
             found[f"{where} backward"] = wide.backward(kind, dtype, saved, last, *WINDOW, 1, True, None)
     if kind.combine:
-        found["global"] = whole_map.forward(kind, dtype, saved or "uint8", bool(saved), False)
+        found["global"] = whole_map.forward(kind, dtype, saved or "uint8", bool(saved), False, True)
         found["global backward"] = whole_map.backward(kind, dtype, saved, False)
     return found
 

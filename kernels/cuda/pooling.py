@@ -115,7 +115,9 @@ class Device:
         outputs, itemsizes = W.channels * math.prod(W.out), (itemsize(dtype), itemsize(dtype), itemsize(saved or "uint8"))
         plans = []
         if W.whole:
-            kernel = whole_map.forward(kind, dtype, saved or "uint8", saves, last)
+            *_, step_d, step_h, step_w = geometry.strides
+            dense = (step_d, step_h) == (W.sizes[1] * step_h, W.sizes[2] * step_w)
+            kernel = whole_map.forward(kind, dtype, saved or "uint8", saves, last, dense)
             side = whole_map.CHANNELS if last else 1
             for first, images in W.parts(W.channels):
                 maps = images * W.channels

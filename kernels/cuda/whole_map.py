@@ -8,7 +8,8 @@ from numba import cuda, int32, types, uint32
 from ..arithmetic import bare, members, tupled
 from .compile import specialised
 from .number import arithmetic, computed, device, quotient_of, read, stored, written
-from .windows import PARAMETERS, first_parameters, place, strided, thread
+from .windows import PARAMETERS, first_parameters, strided, thread
+from .windows import place as place_of
 
 THREADS = 256
 """Of a block: as many share one contiguous map; in channels_last CHANNELS stand side by side, and THREADS // CHANNELS share each."""
@@ -67,8 +68,10 @@ def _shelf(parts):
 
 
 @specialised
-def forward(kind, dtype, saved, saves, last):
-    """Arguments: x, y, saved; N * C; C, H and W as divisors; elements of a map; x's strides; the reduction's parameters.
+def forward(kind, dtype, saved, saves, last, dense):
+    """``dense``: a map's elements follow each other at the step of W, and need not be found by divisions.
+
+    Arguments: x, y, saved; N * C; C, H and W as divisors; elements of a map; x's strides; the reduction's parameters.
 
     A block of the grid: a map, or CHANNELS maps of channels_last.
     """
@@ -96,9 +99,13 @@ def forward(kind, dtype, saved, saves, last):
                 part, end = begin(zero, int32(at), zero, zero), uint32(at + uint32(CHAIN * sharing))
                 end = end if end < size else size
                 while at < end:
-                    q, w = quotient_of(at, W, mW, sW)
-                    d, h = quotient_of(q, H, mH, sH)
-                    part = step(part, take(x[strided(base, d, h, w, in_d, in_h, in_w)]), int32(at), p)
+                    if dense:
+                        place = uint32(base + uint32(at * in_w))
+                    else:
+                        q, w = quotient_of(at, W, mW, sW)
+                        d, h = quotient_of(q, H, mH, sH)
+                        place = strided(base, d, h, w, in_d, in_h, in_w)
+                    part = step(part, take(x[place]), int32(at), p)
                     at = uint32(at + uint32(sharing))
                 state = combine(state, part)
         arrays = arrays_of()
@@ -128,7 +135,7 @@ def backward(kind, dtype, saved, last):
     parameters.  A thread an element of the input."""
     A, real = arithmetic(kind), computed(dtype)
     share, reads_values, reads_saved = A.share, A.reads_values, A.reads_saved
-    where, take, write, first_of = place(last), read(dtype), written(dtype), first_parameters(len(kind.parameters))
+    where, take, write, first_of = place_of(last), read(dtype), written(dtype), first_parameters(len(kind.parameters))
     rest_of = int32 if kind.selects else real
 
     def kernel(
