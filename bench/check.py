@@ -67,7 +67,7 @@ def agree(expected: Result, actual: Result, largest: float, bit_equal: bool, und
 
 def undecided(pooling: str, window: Window, values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
     """(N, C): how far apart sums of gradients by what was activated may be, where max or min pooling of ``values``, an activation's, may
-    choose any element of a window that is equal to the chosen one up to rounding: their ``slopes`` differ, by 0.4 on the two sides of
+    choose any element of a window that is equal to the chosen one up to rounding: their ``slopes`` differ, by 0.5 on the two sides of
     GELU's valley."""
     order = -values if pooling == "min" else values
     if pooling.startswith("global"):

@@ -114,6 +114,11 @@ def _run(plan: Any, tensors: Sequence[torch.Tensor | None], *more: Any) -> list[
     return _counted(lambda: plan.run([0 if t is None else t.data_ptr() for t in tensors], 1, *more), tensors)
 
 
+def _by_address(plan: Any, *tensors: torch.Tensor) -> list[ptx.Counters]:
+    """What each launch of a convolution's plan does, which needs no panels and no threads."""
+    return _counted(lambda: plan.run(*(t.data_ptr() for t in tensors), 0, 1), tensors)
+
+
 def _counted(call: Callable[[], object], tensors: Sequence[torch.Tensor | None]) -> list[ptx.Counters]:
     from fastpool.kernels.cuda import launch
 
@@ -184,13 +189,10 @@ def convolution_counts(name: str, layout: str) -> Iterator[Count]:
         ("gradient", device.input_gradient(here.geometry), y, gx),
     ):
         packed = torch.zeros(plan.packed)
-        addresses = [t.data_ptr() for t in (source, packed, result)]
-        launches = _counted(lambda plan=plan, of=addresses: plan.run(*of, 0, 1), (source, packed, result))  # type: ignore[misc]
-        yield _count("conv", name, layout, run, outputs, launches, scale)
+        yield _count("conv", name, layout, run, outputs, _by_address(plan, source, packed, result), scale)
     plan = device.weight_gradient(here.geometry)
     sums = torch.zeros(plan.sums)
-    addresses = [t.data_ptr() for t in (x, y, gw, sums)]
-    yield _count("conv", name, layout, "weights", outputs, _counted(lambda: plan.run(*addresses, 0, 1), (x, y, gw, sums)), scale)
+    yield _count("conv", name, layout, "weights", outputs, _by_address(plan, x, y, gw, sums), scale)
 
 
 def table(found: Sequence[Count]) -> Table:

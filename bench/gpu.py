@@ -9,19 +9,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as T
+import torch.nn.functional as F
 from rich import box
 from rich.table import Table
 
-import fastpool.functional as F
+import fastpool.functional as fp
 
-from . import check, peers
+from . import check, measure, peers
 from .cases import Window
 from .cuda_model import CONVOLUTIONS, LAYER, SHAPE
-from .libraries import LAYOUTS
 from .rows import milliseconds
 
 POOLINGS = ("max", "avg", "l2", "global_max", "global_avg")
@@ -118,48 +118,64 @@ def cases(operations: Sequence[str], layouts: Sequence[str]) -> list[Case]:
     return found
 
 
-def _pair(case: Case, device: torch.device) -> tuple[list[Callable[[torch.Tensor], torch.Tensor]], tuple[int, ...]]:
-    """fastpool's function of a map and PyTorch's, and the map's shape."""
+class _Operation(NamedTuple):
+    """What is measured: a function of a map and of ``trained``, as one package has it."""
+
+    call: Callable[[torch.Tensor], torch.Tensor]
+    trained: tuple[torch.Tensor, ...]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return (self.call(x),)
+
+    def training(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The result, and gradients by the map and by what is trained."""
+        x = x.detach().requires_grad_()
+        y = self.call(x)
+        return y.detach(), *torch.autograd.grad(y, (x, *self.trained), torch.ones_like(y))
+
+
+def _pooling(pool: peers.Pool, window: Window) -> _Operation:
+    return _Operation(lambda x: pool(x, window, None), ())
+
+
+def _convolution(convolve: Callable[..., torch.Tensor], w: torch.Tensor, groups: int) -> _Operation:
+    return _Operation(lambda x: convolve(x, w, padding=w.shape[2] // 2, groups=groups), (w,))
+
+
+def _pair(case: Case, device: torch.device) -> tuple[list[_Operation], tuple[int, ...]]:
+    """fastpool's and PyTorch's, and the map's shape."""
     if case.operation != "conv":
         window = WINDOWS.get(case.what, Window(1, 1))
-        return [lambda x, pool=of[case.operation]: pool(x, window, None) for of in (peers.FASTPOOL, peers.TORCH)], SHAPE  # type: ignore[misc]
+        return [_pooling(of[case.operation], window) for of in (peers.FASTPOOL, peers.TORCH)], SHAPE
     shape, groups = CONVOLUTIONS[case.what]
     w = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(device).requires_grad_()
-    return [lambda x, f=f: f(x, w, padding=shape[2] // 2, groups=groups) for f in (F.conv2d, T.conv2d)], LAYER  # type: ignore[misc, attr-defined]
+    return [_convolution(package.conv2d, w, groups) for package in (fp, F)], LAYER
 
 
-def _call(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, run: str) -> Callable[[], object]:
-    if run == "training":
-        leaf = x.detach().requires_grad_()
-        gy = torch.ones_like(f(leaf).detach())
-        return lambda: f(leaf).backward(gy)
-
-    def forward() -> object:
-        with torch.no_grad():
-            return f(x)
-
-    return forward
+def _agree(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    """Raise WrongResultError unless values, and gradients where there are any, are the same up to rounding."""
+    for what, found, expected in zip(("values", "gradients by the map", "gradients by the weights"), ours, theirs, strict=False):
+        if not torch.allclose(found, expected, rtol=ALLOWED, atol=ALLOWED * float(expected.abs().max())):
+            raise check.WrongResultError(f"{what} differ by up to {float((found - expected).abs().max()):.2g}")
 
 
 def row(case: Case, device: torch.device, clock: Clock, scale: int = 1) -> Row:
     """``scale``: maps of so much less height and width."""
     found = Row(*case)
     try:
-        (ours, theirs), (n, c, *sizes) = _pair(case, device)
-        x = torch.randn(n, c, *(size // scale for size in sizes), generator=torch.Generator().manual_seed(1)).to(device)
+        operations, (n, c, *sizes) = _pair(case, device)
+        ours, theirs = (getattr(operation, case.run) for operation in operations)
         memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
+        x = torch.randn(n, c, *(size // scale for size in sizes), generator=torch.Generator().manual_seed(1)).to(device)
         x = x.contiguous(memory_format=memory_format)
-        with torch.no_grad():
-            y, expected = ours(x), theirs(x)
-        if not torch.allclose(y, expected, rtol=ALLOWED, atol=ALLOWED * float(expected.abs().max())):
-            raise check.WrongResultError(f"values differ by up to {float((y - expected).abs().max()):.2g}")
-        source = torch.ones((x.numel() + y.numel()) // 2, device=device)
-        target = torch.empty_like(source)
-        found.fastpool_ms, found.torch_ms = (clock(_call(f, x, case.run)) for f in (ours, theirs))
-        found.copy_ms = clock(lambda: target.copy_(source))
+        expected = theirs(x)
+        _agree(ours(x), expected)
+        copied = measure.copying(4 * (x.numel() + expected[0].numel()), device)
+        found.fastpool_ms, found.torch_ms, found.copy_ms = (clock(call) for call in (partial(ours, x), partial(theirs, x), copied))
         small = x[:1, :, :8, :8].contiguous(memory_format=memory_format)
-        found.launch_us, found.torch_launch_us = (clock.launching(_call(f, small, case.run)) for f in (ours, theirs))
-    except (check.WrongResultError, RuntimeError, NotImplementedError) as error:
+        found.launch_us, found.torch_launch_us = (clock.launching(partial(f, small)) for f in (ours, theirs))
+    except (check.WrongResultError, RuntimeError) as error:
         found.error = check.said(error)
     return found
 
@@ -185,7 +201,7 @@ def table(found: Sequence[Row]) -> Table:
         head = "" if row.operation == before else row.operation, row.what, row.layout[:4], row.run
         before = row.operation
         if row.fastpool_ms is None or row.torch_ms is None or row.copy_ms is None:
-            table.add_row(*head, "WRONG")
+            table.add_row(*head, "not timed")
             continue
         share = f"{row.copy_ms / row.fastpool_ms:.0%}" if row.run == "forward" and row.operation != "conv" else ""
         launches = (f"{us:.1f}" for us in (row.launch_us, row.torch_launch_us) if us is not None)
@@ -198,6 +214,3 @@ def table(found: Sequence[Row]) -> Table:
 def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
     """For machines."""
     return [asdict(row) for row in found]
-
-
-__all__ = ["LAYOUTS", "Case", "Events", "Row", "cases", "measured", "row", "rows", "table"]

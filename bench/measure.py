@@ -85,12 +85,12 @@ def _steady(samples: Sequence[float]) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def copying(moved: int) -> Callable[[], object]:
+def copying(moved: int, device: torch.device | None = None) -> Callable[[], object]:
     """A copy that moves so many bytes: read one half, write the other; cached where a case of as many bytes is.
 
     Both are written first: untouched pages would cost faults, and those that are only read are all one page of zeros.
     """
-    source = torch.ones(max(1, moved // 8))
+    source = torch.ones(max(1, moved // 8), device=device)
     target = torch.ones_like(source)
     return lambda: target.copy_(source)
 

@@ -85,3 +85,11 @@ def device(cc=(8, 0)):
         patch.setattr(backend.Pooling, "call", property(lambda op: functools.partial(backend._prepared, op)))
         patch.setattr(convolution, "call", convolution.call.__wrapped__)
         yield emulator
+
+
+@pytest.fixture(autouse=True, name="emulator")
+def on_the_emulator():
+    """For a module that imports it: each of its tests runs there, and launches something."""
+    with device() as found:
+        yield found
+        assert found.launches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 import sys
@@ -138,6 +139,24 @@ def test_one_last_bit_is_wrong_where_nothing_is_rounded():
     check.agree(right, nearly, largest, bit_equal=False)
     with pytest.raises(check.WrongResultError, match="must not differ"):
         check.agree(right, nearly, largest, bit_equal=True)
+
+
+@pytest.mark.parametrize(("neighbour", "right"), [(-0.1 + 1e-8, True), (-0.0999, False)])
+def test_only_an_element_equal_but_for_rounding_may_be_chosen_instead(neighbour, right):
+    """Of min pooling after GELU, whose slopes on the two sides of its valley differ."""
+    values, slopes = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.3)
+    values[..., ::2, ::2], slopes[..., ::2, ::2] = -0.1, -0.1
+    values[..., 1, 1] = neighbour
+    gy = check.upstream(torch.Size((1, 1, 2, 2)))
+    chosen = torch.zeros(1, 1, 4, 4)
+    chosen[..., ::2, ::2] = gy * -0.1
+    other = chosen.clone()
+    other[0, 0, 0, 0], other[0, 0, 1, 1] = 0, gy[0, 0, 0, 0] * 0.3
+    allowed = check.undecided("min", Window(2, 2), values, slopes)
+    assert allowed.item() == pytest.approx(0.4 * gy[0, 0, 0, 0].abs().item() if right else 0)
+    y = torch.full((1, 1, 2, 2), -0.1)
+    with contextlib.nullcontext() if right else pytest.raises(check.WrongResultError, match="sums of gradients differ"):
+        check.agree(check.Result(y, chosen), check.Result(y, other), 1.0, False, allowed)
 
 
 def test_pytorchs_own_stochastic_pooling_passes_the_check():

@@ -53,8 +53,25 @@ def test_a_wrong_result_is_not_timed(on_the_cpu, monkeypatch):
     monkeypatch.setitem(peers.FASTPOOL, "max", lambda *arguments: right(*arguments) + 1)
     ended = CliRunner().invoke(bench, ["gpu", "--operation", "max", "--layout", "contiguous"])
     assert ended.exit_code == 1
-    assert "WRONG" in ended.output
+    assert "not timed" in ended.output
     assert "values differ by up to 1" in ended.output
+
+
+def test_gradients_are_compared_before_training_is_timed(on_the_cpu, monkeypatch):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, gy):
+            return 2 * gy
+
+    right = peers.FASTPOOL["max"]
+    monkeypatch.setitem(peers.FASTPOOL, "max", lambda *arguments: Doubled.apply(right(*arguments)))
+    ended = CliRunner().invoke(bench, ["gpu", "--operation", "max", "--layout", "contiguous"])
+    assert ended.exit_code == 1
+    assert ended.output.count("gradients by the map differ by up to") == ended.output.count("not timed") == 3
 
 
 def test_control_c_keeps_finished_rows(on_the_cpu, monkeypatch, tmp_path):

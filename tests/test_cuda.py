@@ -1,7 +1,7 @@
 """CUDA kernels, by their PTX on a CPU (emulated.py): the tests of pooling's geometries, layouts and dtypes again, on that device."""
 
 import emulated
-import pytest
+from emulated import on_the_emulator  # noqa: F401
 from test_dtypes import test_average_of_integers_is_torchs, test_halves, test_selections  # noqa: F401
 from test_faces import test_values_and_gradients  # noqa: F401
 from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
@@ -33,10 +33,3 @@ from test_stochastic import (  # noqa: F401
 from test_unpool import test_dtypes, test_round_trip_is_torchs  # noqa: F401
 
 pytestmark = emulated.needs_toolchain
-
-
-@pytest.fixture(autouse=True)
-def emulator():
-    with emulated.device() as found:
-        yield found
-        assert found.launches

@@ -6,24 +6,17 @@ import emulated
 import pytest
 import torch
 from cases import LAYOUTS
+from emulated import on_the_emulator  # noqa: F401
 from fastpool.bench import cuda_model, ptx
-from fastpool.kernels.cuda.compile import Kernel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_conv import DTYPES, PLACES, assert_equal, convolutions, convolved, integers, truth
+from test_conv import ASKED, DTYPES, agrees, assert_equal, convolved, integers, truth
 from test_conv_pool import CASES as POOLED
 from test_conv_pool import reference, tensors
 
 import fastpool.functional as F
 
 pytestmark = emulated.needs_toolchain
-
-
-@pytest.fixture(autouse=True)
-def emulator():
-    with emulated.device() as found:
-        yield found
-        assert found.launches
 
 
 EXAMPLES = {
@@ -40,33 +33,17 @@ EXAMPLES = {
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    convolutions(),
-    st.sampled_from(list(PLACES)),
-    st.sampled_from(list(PLACES)),
-    st.sampled_from(["f32"] * 6 + ["f64", "bf16", "f16"]),
-    st.booleans(),
-    st.integers(0, 2**31),
-)
+@given(*ASKED, st.integers(0, 2**31))
 def test_any_geometry(geometry, place, weights_place, dtype, biased, seed):
     torch.manual_seed(seed)
-    shape, weight, more = geometry
-    agrees(shape, weight, more, PLACES[place], PLACES[weights_place], DTYPES[dtype], biased)
+    agrees(geometry, place, weights_place, dtype, biased)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_kernel(name, layout, dtype):
-    agrees(*EXAMPLES[name], LAYOUTS[layout], LAYOUTS["contiguous"], DTYPES[dtype], True)
-
-
-def agrees(shape, weight, more, place, weights_place, dtype, biased):
-    x, w = place(integers(*shape, dtype=dtype)), weights_place(integers(*weight, dtype=dtype))
-    b = integers(weight[0], dtype=dtype) if biased else None
-    y = truth(x, w, b, None, **more)[0]
-    gy = integers(*y.shape, dtype=dtype)
-    assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), f"{shape} {weight} {more} {dtype}")
+    agrees(EXAMPLES[name], layout, "contiguous", dtype, True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -119,10 +96,10 @@ def test_elements_that_are_not_aligned():
 
 
 def test_parts_of_a_batch(monkeypatch, emulator):
-    from fastpool.kernels.cuda import convolution
+    from fastpool.kernels.cuda import convolution, pooling
 
     x, w, gy = integers(5, 4, 7, 6), integers(8, 4, 1, 1), integers(5, 8, 7, 6)
-    monkeypatch.setattr(convolution, "MOST", 2 * 8 * 7 * 6)
+    monkeypatch.setattr(pooling, "MOST", 2 * 8 * 7 * 6)
     convolution.on.cache_clear()
     assert_equal(convolved(x, w, None, gy), truth(x, w, None, gy), "3 launches each")
     assert len(emulator.launches) == 3 + 1 + 3 + 1 + 3 + 1
@@ -140,6 +117,8 @@ def agreed(x=None):
 
 
 def test_a_missing_barrier_is_caught(monkeypatch):
+    from fastpool.kernels.cuda.compile import Kernel
+
     plain = Kernel.ptx
     monkeypatch.setattr(Kernel, "ptx", lambda kernel, cc: re.sub(r"bar\.sync\s+0;", "", plain(kernel, cc)))
     cuda_model._parsed.cache_clear()
@@ -183,7 +162,7 @@ def test_a_launch_that_reads_behind_the_map_is_caught(launched_with):
 def test_a_misaligned_load_is_caught(monkeypatch):
     from fastpool.kernels.cuda import convolution
 
-    monkeypatch.setattr(convolution._Product, "_reads_wide", lambda part, x: True)
+    monkeypatch.setattr(convolution._Product, "plan", lambda part, x, y: part._planned(True, True))
     x = integers(6 * 8 * 16 + 1)[1:].view(1, 6, 8, 16).permute(0, 3, 1, 2)
     with pytest.raises(ptx.PTXError, match="misaligned"):
         agreed(x)

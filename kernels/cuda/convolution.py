@@ -11,8 +11,8 @@ from .. import correlation
 from ..correlation import Geometry
 from . import correlate, depthwise, weight_gradient
 from .correlate import RUN, Tile
-from .number import computed, divisor_of
-from .pooling import MOST, THREADS, Plan, bits, itemsize
+from .number import computed, divisors
+from .pooling import MOST, THREADS, Plan, bits, blocks, itemsize, parts
 
 WIDE, NARROW, SMALL = Tile(128, 64, 8, 4, 8), Tile(128, 32, 4, 4, 8), Tile(64, 32, 4, 4, 8)
 """Tiles of many channels, of few, and of so few outputs that larger ones would leave multiprocessors without a block."""
@@ -104,17 +104,17 @@ class _Part:
         self.packed = groups * rows * pitch
         self.form = problem.dtype, pitch, each, problem.weight_taps, problem.weight_steps
         if self.packed > MOST:
-            raise NotImplementedError(f"weights of {self.packed} elements: no CUDA kernel counts so far")
+            raise NotImplementedError(f"weights come to {self.packed} elements: CUDA kernels count up to {MOST}, the CPU's further")
         counts = tuple(len(axis.offsets) for axis in problem.axes)
         self.counts = counts
-        self.numbers = [self.packed, *_divisors(pitch, rows, each, max(1, counts[1]), max(1, counts[2])), inputs, outputs, *steps]
+        self.numbers = [self.packed, *divisors(pitch, rows, each, max(1, counts[1]), max(1, counts[2])), inputs, outputs, *steps]
         self.numbers += _progression(problem.weight_taps, counts)
 
         self._packing, self._planned = (functools.lru_cache(maxsize=4)(f) for f in (self._pack, self._plan))
 
     def _pack(self, biased, scaled):
         kernel, itemsizes = correlate.pack(self.problem.dtype, biased, scaled), (self.itemsize, *(self.element,) * 3)
-        return Plan(self.device, kernel, [(-(-self.packed // THREADS), THREADS, (0,) * 4, self.numbers)], itemsizes)
+        return Plan(self.device, kernel, [(blocks(self.packed), THREADS, (0,) * 4, self.numbers)], itemsizes)
 
     def pack(self, packed, weight, bias, scale):
         self._packing(bias != 0, scale != 0).run((packed, weight, bias, scale), 1)
@@ -138,27 +138,30 @@ class _Product(_Part):
             device, problem, columns * self.tile.channels, problem.groups, rows, problem.inputs, problem.outputs, problem.weight_steps
         )
         self.rows, self.columns = rows, columns
+        small = self.element <= LARGEST_WORD
+        self.reads_wide, self.writes_wide = small and self._wide_steps_of_x(), small and self._wide_steps_of_y()
+
+    @property
+    def share(self):
+        """Elements of x that a thread reads at once."""
+        return self.tile.pixels * self.tile.depth // self.tile.threads
+
+    def _wide_steps_of_x(self):
+        p = self.problem
+        return p.channels_last and not any(step % self.share for step in (p.inputs, p.x_strides[0], *p.x_strides[2:]))
+
+    def _wide_steps_of_y(self):
+        p, (_, height, width) = self.problem, self.outputs
+        if p.channels_last:
+            steps, whole = (p.outputs, p.y_strides[0], *p.y_strides[2:]), True
+        else:
+            steps, whole = (math.prod(self.outputs), *p.y_strides[:2]), self.taps == 1 and p.y_strides[2:] == (height * width, width, 1)
+        return whole and not any(step % RUN for step in steps)
 
     def plan(self, x, y):
-        return self._planned(self._reads_wide(x), self._writes_wide(y))
-
-    def _reads_wide(self, x):
-        p = self.problem
-        share = self.tile.pixels * self.tile.depth // self.tile.threads
-        steps = p.x_strides[:1] + p.x_strides[2:] + (p.inputs,)
-        return (
-            p.channels_last and self.element <= LARGEST_WORD and x % (share * self.element) == 0 and not any(step % share for step in steps)
-        )
-
-    def _writes_wide(self, y):
-        p = self.problem
-        if self.element > LARGEST_WORD or (y + p.y_start * self.element) % (RUN * self.element):
-            return False
-        if p.channels_last:
-            return not any(step % RUN for step in (p.outputs, p.y_strides[0], *p.y_strides[2:]))
-        height, width = self.outputs[1:]
-        dense = p.y_strides[2:] == (height * width, width, 1)
-        return self.taps == 1 and dense and p.y_strides[1] % RUN == p.y_strides[0] % RUN == math.prod(self.outputs) % RUN == 0
+        y += self.problem.y_start * self.element
+        wide_in = self.reads_wide and x % (self.share * self.element) == 0
+        return self._planned(wide_in, self.writes_wide and y % (RUN * self.element) == 0)
 
     def _plan(self, wide_in, wide_out):
         p, (kind, window, divisor) = self.problem, self.pooling or (None, (1, 1, 1), 1)
@@ -168,7 +171,7 @@ class _Product(_Part):
         for first, images in _images(p, max(each * self.taps * p.outputs * p.groups, 1)):
             total = images * each * self.taps
             tiles = -(-total // self.tile.pixels)
-            numbers = [total, *_divisors(*self.outputs, self.columns, tiles), p.inputs, self.rows, p.outputs, pitch, steps]
+            numbers = [total, *divisors(*self.outputs, self.columns, tiles), p.inputs, self.rows, p.outputs, pitch, steps]
             numbers += [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *self.counts[1:], *p.y_strides]
             moved = first * p.x_strides[0], 0, first * p.y_strides[0] + p.y_start
             launches.append((tiles * self.columns * p.groups, self.tile.threads, moved, numbers))
@@ -192,10 +195,10 @@ class _Depthwise(_Part):
         channels, outputs, launches = p.groups * p.outputs, tuple(axis.outputs for axis in p.axes), []
         each = channels * math.prod(outputs)
         for first, images in _images(p, each):
-            numbers = [images * each, *_divisors(channels, *outputs, p.outputs), *(axis.size for axis in p.axes)]
+            numbers = [images * each, *divisors(channels, *outputs, p.outputs), *(axis.size for axis in p.axes)]
             numbers += [*p.x_strides, *_along(p), *p.y_strides]
             moved = first * p.x_strides[0], 0, first * p.y_strides[0] + p.y_start
-            launches.append((-(-images * each // THREADS), THREADS, moved, numbers))
+            launches.append((blocks(images * each), THREADS, moved, numbers))
         return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.element))
 
     def plan(self, x, y):
@@ -216,28 +219,28 @@ class WeightGradient:
         columns, inputs = p.inputs * taps, p.inputs
         count = channels * columns
         behind = [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *p.y_strides]
-        launches, parts = [], 0
+        launches, slices = [], 0
         for first, images in _images(p, max(1, channels * each, inputs * p.groups)):
             total = images * each
             if alone:
                 threads, tiles = depthwise.THREADS, -(-channels // depthwise.CHANNELS) if p.channels_last else channels
                 part, many = _division(total, tiles, 1)
-                numbers = [*_divisors(tiles), channels, total, part, *_divisors(*outputs, p.outputs), *behind]
+                numbers = [*divisors(tiles), channels, total, part, *divisors(*outputs, p.outputs), *behind]
             else:
                 tile = _sum_tile(p)
                 threads, rows, across = tile.threads, -(-p.outputs // tile.pixels), -(-columns // tile.channels)
                 tiles = rows * across * p.groups
                 part, many = _division(total, tiles, tile.depth)
-                numbers = [*_divisors(rows, across, p.groups), columns, total, part, *_divisors(*outputs, inputs, *counts[1:])]
+                numbers = [*divisors(rows, across, p.groups), columns, total, part, *divisors(*outputs, inputs, *counts[1:])]
                 numbers += [p.outputs, *behind]
-            launches.append((tiles * many, threads, (parts * count, first * p.x_strides[0], first * p.y_strides[0]), numbers))
-            parts += many
-        self.sums = parts * count
+            launches.append((tiles * many, threads, (slices * count, first * p.x_strides[0], first * p.y_strides[0]), numbers))
+            slices += many
+        self.sums = slices * count
         constants = p.dtype, p.channels_last
         kernel = depthwise.weights(*constants, counts) if alone else weight_gradient.partial(*constants, _sum_tile(p))
         self.partial = Plan(device, kernel, launches, (real, size, size))
-        numbers = [count, parts, *_divisors(columns, inputs, *counts[1:]), *geometry.weight_strides]
-        self.last = Plan(device, weight_gradient.ordered(p.dtype), [(-(-count // THREADS), THREADS, (0, 0), numbers)], (size, real))
+        numbers = [count, slices, *divisors(columns, inputs, *counts[1:]), *geometry.weight_strides]
+        self.last = Plan(device, weight_gradient.ordered(p.dtype), [(blocks(count), THREADS, (0, 0), numbers)], (size, real))
 
     def run(self, x, gy, gw, sums, panels, threads):
         self.partial.run((sums, x, gy), 1)
@@ -270,18 +273,11 @@ def _division(outputs, tiles, whole):
     return part, -(-outputs // part)
 
 
-def _divisors(*sizes):
-    return [number for size in sizes for number in divisor_of(size)]
-
-
 def _images(problem, most):
-    """(first image, images) of each launch, in none of which an index reaches MOST; ``most``: elements of an image of y."""
+    """``parts`` of it; ``most``: elements of an image of y."""
     sizes = problem.groups * problem.inputs, *(axis.size for axis in problem.axes)
     x = sum((size - 1) * step for size, step in zip(sizes, problem.x_strides[1:], strict=True)) + 1
-    together = MOST // max(most, x, problem.x_strides[0], problem.y_strides[0])
-    if together == 0:
-        raise NotImplementedError(f"one image of {max(most, x)} elements: no CUDA kernel counts so far")
-    return [(first, min(together, problem.images - first)) for first in range(0, problem.images, together)]
+    return parts(problem.images, most, x, problem.x_strides[0], problem.y_strides[0])
 
 
 def _along(problem):

@@ -13,7 +13,7 @@ from numba import cuda, int32, types, uint32
 from . import vector
 from .compile import specialised
 from .number import arithmetic, compiled, computed, device, quotient_of, read, stored, written
-from .windows import PARAMETERS, first_parameters, thread
+from .windows import PARAMETERS, first_parameters, position, taps_of, thread
 
 RUN = 4
 """Outputs that a thread has one after the other: 128 bits of float32."""
@@ -77,21 +77,14 @@ def _decoded(window):
     taps, kd, kh, kw = uint32(KD * KH * KW), uint32(KD), uint32(KH), uint32(KW)
 
     @device
-    def plain(m, D, H, W):
-        q, w = quotient_of(m, W[0], W[1], W[2])
-        q, h = quotient_of(q, H[0], H[1], H[2])
-        n, d = quotient_of(q, D[0], D[1], D[2])
-        return n, d, h, w
-
-    @device
     def by_windows(m, D, H, W):
         tap = uint32(m % taps)
-        n, d, h, w = plain(uint32(m // taps), D, H, W)
+        n, d, h, w = position(uint32(m // taps), D, H, W)
         line = uint32(tap // kw)
         d, h = uint32(uint32(d * kd) + uint32(line // kh)), uint32(uint32(h * kh) + uint32(line % kh))
         return n, d, h, uint32(uint32(w * kw) + uint32(tap % kw))
 
-    return plain if window == (1, 1, 1) else by_windows
+    return position if window == (1, 1, 1) else by_windows
 
 
 @functools.cache
@@ -126,12 +119,12 @@ def _put(tile, taps, last, wide):
     """(y, values, row by row, index of the first, how many there are, channel of the first, the group's first, channels of a group, D, H
     and W as divisors, y's strides): writes a thread's results.  ``wide``: RUN at once."""
     columns, each = tile.columns, RUN // taps
-    runs, apart, where = tile.rows // RUN, tile.pixels // taps // (tile.rows // RUN), _decoded((1, 1, 1))
-    single, several = vector.store(1), vector.store(RUN)
+    runs, apart = tile.rows // RUN, tile.pixels // taps // (tile.rows // RUN)
+    several = vector.store(RUN)
 
     @device
     def place_of(q, D, H, W, strides):
-        n, d, h, w = where(q, D, H, W)
+        n, d, h, w = position(q, D, H, W)
         return uint32(uint32(uint32(n * strides[0]) + uint32(d * strides[2])) + uint32(uint32(h * strides[3]) + uint32(w * strides[4])))
 
     def along_pixels(k):
@@ -161,7 +154,7 @@ def _put(tile, taps, last, wide):
             def put(y, found, at, channel, channels, step):
                 c = uint32(channel + more)
                 if c < channels:
-                    single(y, uint32(at + uint32(c * step)), (found[column],))
+                    y[uint32(at + uint32(c * step))] = found[column]
 
             return put
 
@@ -221,11 +214,11 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
     put = _put(tile, taps, last, wide_out)
 
     def kept(e):
-        far = vector.store(1, e * pitch_a)
+        far = vector.store(1, e * pitch_a)  # a constant, which becomes a part of the instruction
         return device(lambda array, at, values: far(array, at, (values[e],)))
 
     keep_a, one = vector.repeated(share_a, kept), uint32(1)
-    added, biased, pools, zero = vector.added, vector.biased, kind is not None, uint32(0)
+    added, pools, zero = vector.added, kind is not None, uint32(0)
 
     @device
     def fetched(x, packed, inside, base, at, sizes, strides, c, channels, step, at_b, left):
@@ -298,23 +291,12 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
         totals = added(totals, sums)
         channel = uint32(channel + column)
         biases = biases_of(packed, uint32(uint32(begin + uint32(uint32(steps * uint32(BK)) * pitch)) + channel))
-        values = activated(biased(totals, biases), first_of(a0, a1, a2, a3, a4, a5))
+        values = activated(added(totals, biases), first_of(a0, a1, a2, a3, a4, a5))
         if pools:
             values = pooled(values)
         first = uint32(uint32(uint32(pixel_tile * uint32(BM)) + row) // uint32(taps))
-        put(
-            y,
-            narrowed(values, zero),
-            first,
-            uint32(total // uint32(taps)),
-            channel,
-            uint32(group * OC),
-            OC,
-            of_d,
-            of_h,
-            of_w,
-            (y_n, y_c, y_d, y_h, y_w),
-        )
+        results, y_strides = uint32(total // uint32(taps)), (y_n, y_c, y_d, y_h, y_w)
+        put(y, narrowed(values, zero), first, results, channel, uint32(group * OC), OC, of_d, of_h, of_w, y_strides)
 
     numbers = 1 + 9 + 6 + 5 + 3 + 5 + 9 + 2 + 5
     pointers = (types.CPointer(stored(dtype)), types.CPointer(real), types.CPointer(stored(dtype)))
@@ -348,8 +330,7 @@ def pack(dtype, biased, scaled):
             else:
                 tap, c = quotient_of(row, each, m_each, s_each)
                 if c < IC:
-                    line, kw = quotient_of(tap, KW, mKW, sKW)
-                    kd, kh = quotient_of(line, KH, mKH, sKH)
+                    kd, kh, kw = taps_of(tap, (KH, mKH, sKH), (KW, mKW, sKW))
                     at = uint32(uint32(first + uint32(kd * step_d)) + uint32(uint32(kh * step_h) + uint32(kw * step_w)))
                     at = uint32(at + uint32(uint32(group * step_g) + uint32(uint32(column * step_o) + uint32(c * step_i))))
                     found = take(w[at])

@@ -8,7 +8,7 @@ from . import vector
 from .compile import specialised
 from .number import compiled, computed, device, quotient_of, read, stored, written
 from .whole_map import CHANNELS
-from .windows import PARAMETERS, first_parameters, place, strided, thread
+from .windows import PARAMETERS, first_parameters, place, position, strided, thread
 
 UNROLLED = 49
 """Taps up to which a kernel is written out."""
@@ -125,9 +125,7 @@ def weights(dtype, last, kernel_size):
             t, end = uint32(uint32(slice * part) + rank), uint32(uint32(slice * part) + part)
             end = end if end < outputs else outputs
             while t < end:
-                q, ow = quotient_of(t, OW, mOW, sOW)
-                q, oh = quotient_of(q, OH, mOH, sOH)
-                n, od = quotient_of(q, OD, mOD, sOD)
+                n, od, oh, ow = position(t, (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
                 g = take(gy[uint32(uint32(c * y_c) + strided(uint32(n * y_n), od, oh, ow, y_d, y_h, y_w))])
                 at = uint32(uint32(od * SD) + FD), uint32(uint32(oh * SH) + FH), uint32(uint32(ow * SW) + FW)
                 base = uint32(uint32(n * in_n) + uint32(source * in_c))

@@ -239,3 +239,8 @@ def divisor_of(size):
     Montgomery, "Division by Invariant Integers using Multiplication", 1994)."""
     shift = (size - 1).bit_length()
     return size, -(-(1 << (31 + shift)) // size), shift
+
+
+def divisors(*sizes):
+    """Those of each, in a list, as arguments of a kernel."""
+    return [number for size in sizes for number in divisor_of(size)]

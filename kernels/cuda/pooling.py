@@ -11,7 +11,7 @@ import numpy as np
 from ..geometry import Geometry
 from . import whole_map, wide, windows
 from .launch import launch
-from .number import divisor_of
+from .number import divisors
 
 THREADS = 256
 """Of a block."""
@@ -68,13 +68,10 @@ class _Window:
             self.constants = window.kernel_size, window.stride, window.dilation
 
     def parts(self, per_image):
-        """(first image, images) of each launch, no one of more than MOST elements, of which an image has ``per_image``."""
-        n, (_, *shape), (step, *strides) = self.geometry.shape[0], self.geometry.shape, self.geometry.strides
+        """Launches of so many elements an image."""
+        (n, *shape), (step, *strides) = self.geometry.shape, self.geometry.strides
         extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
-        most = MOST // max(per_image, extent, step)
-        if most == 0:
-            raise NotImplementedError(f"one image of {tuple(shape)} has more than {MOST} elements: no CUDA kernel counts so far")
-        return [(first, min(most, n - first)) for first in range(0, n, most)]
+        return parts(n, per_image, extent, step)
 
     def together(self, geometry):
         """Outputs that one thread makes: wide.py's, where the map is read by whole loads, and written so."""
@@ -89,12 +86,18 @@ class _Window:
             steps = n, c, *rest
         return many if whole and not any(step % wide.QUAD for step in steps) else 1
 
-    def divisors(self, *sizes):
-        return [number for size in sizes for number in divisor_of(size)]
 
-
-def _blocks(count, threads=THREADS):
+def blocks(count, threads=THREADS):
+    """That many threads, or more, are in."""
     return -(-count // threads)
+
+
+def parts(images, *elements):
+    """(first image, images) of each launch, in none of which an index reaches MOST; ``elements``: of an image, of one tensor or another."""
+    most = MOST // max(elements)
+    if most == 0:
+        raise NotImplementedError(f"one image has {max(elements)} elements: CUDA kernels count up to {MOST}, the CPU's further")
+    return [(first, min(most, images - first)) for first in range(0, images, most)]
 
 
 class Device:
@@ -121,9 +124,9 @@ class Device:
             side = whole_map.CHANNELS if last else 1
             for first, images in W.parts(W.channels):
                 maps = images * W.channels
-                numbers = [maps, *W.divisors(W.channels, *W.sizes[1:]), math.prod(W.sizes), *geometry.strides]
+                numbers = [maps, *divisors(W.channels, *W.sizes[1:]), math.prod(W.sizes), *geometry.strides]
                 steps = first * geometry.strides[0], first * outputs, first * outputs
-                plans.append((_blocks(maps, side), whole_map.THREADS, steps, numbers))
+                plans.append((blocks(maps, side), whole_map.THREADS, steps, numbers))
             return _Seedless(self.index, kernel, plans, itemsizes)
         many = W.together(geometry)
 
@@ -133,8 +136,8 @@ class Device:
             counts = (W.channels // many, *W.out) if last else (W.channels, *sizes, width // many)
             for first, images in W.parts(outputs):
                 total = images * outputs // many
-                numbers = [total, *W.divisors(*counts), *W.sizes, *geometry.strides, *W.padding, first * W.channels]
-                plans.append((_blocks(total), THREADS, (first * geometry.strides[0], first * outputs, first * outputs), numbers))
+                numbers = [total, *divisors(*counts), *W.sizes, *geometry.strides, *W.padding, first * W.channels]
+                plans.append((blocks(total), THREADS, (first * geometry.strides[0], first * outputs, first * outputs), numbers))
             return Plan(self.index, kernel, plans, itemsizes)
 
         constants = kind, dtype, saved or "uint8", saves, last, *W.constants
@@ -160,9 +163,9 @@ class Device:
             counts = (W.channels // many, *W.sizes) if last else (W.channels, *sizes, width // many)
             for first, images in W.parts(max(elements, outputs)):
                 total = images * elements // many
-                numbers = [total, *W.divisors(*counts), *rest, *geometry.strides, *more]
+                numbers = [total, *divisors(*counts), *rest, *geometry.strides, *more]
                 steps = first * elements, first * outputs, first * outputs, first * geometry.strides[0], first * outputs
-                plans.append((_blocks(total), THREADS, steps, numbers))
+                plans.append((blocks(total), THREADS, steps, numbers))
             return Plan(self.index, kernel, plans, itemsizes)
 
         if W.whole:
@@ -181,8 +184,8 @@ class Device:
         kernel, outputs = windows.flat_positions(saved, geometry.channels_last, *W.constants), W.channels * math.prod(W.out)
         plans = []
         for first, images in W.parts(outputs):
-            numbers = [images * outputs, *W.divisors(W.channels, *W.out), *W.sizes, *W.padding]
-            plans.append((_blocks(images * outputs), THREADS, (first * outputs,) * 2, numbers))
+            numbers = [images * outputs, *divisors(W.channels, *W.out), *W.sizes, *W.padding]
+            plans.append((blocks(images * outputs), THREADS, (first * outputs,) * 2, numbers))
         return Plan(self.index, kernel, plans, (8, itemsize(saved)))
 
 

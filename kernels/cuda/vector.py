@@ -13,9 +13,6 @@ from numba.cuda.extending import intrinsic
 
 from .number import device
 
-WIDEST = 16
-"""Bytes of one access, at most."""
-
 
 def _place(context, builder, kind, value, at, more):
     """The address of element ``at + more``: ``more``, a constant, becomes a part of the instruction."""
@@ -86,14 +83,15 @@ def outer(tyctx, sums, a, b):
 
 
 @intrinsic
-def added(tyctx, sums, more):
-    """Two tuples, element by element."""
+def added(tyctx, values, more):
+    """values[k] + more[k % len(more)], of tuples: of two as long, or of rows to each of which one is added."""
 
     def codegen(context, builder, signature, args):
-        x, y = (cgutils.unpack_tuple(builder, arg, sums.count) for arg in args)
-        return context.make_tuple(builder, signature.return_type, [builder.fadd(p, q) for p, q in zip(x, y, strict=True)])
+        found, others = (cgutils.unpack_tuple(builder, arg, kind.count) for arg, kind in ((args[0], values), (args[1], more)))
+        got = [builder.fadd(value, others[k % more.count]) for k, value in enumerate(found)]
+        return context.make_tuple(builder, signature.return_type, got)
 
-    return sums(sums, more), codegen
+    return values(values, more), codegen
 
 
 @functools.cache
@@ -108,18 +106,6 @@ def filled(count):
         return types.UniTuple(x, count)(x), codegen
 
     return filled
-
-
-@intrinsic
-def biased(tyctx, values, biases):
-    """values[i * len(biases) + j] + biases[j], of tuples."""
-
-    def codegen(context, builder, signature, args):
-        found, more = (cgutils.unpack_tuple(builder, arg, kind.count) for arg, kind in ((args[0], values), (args[1], biases)))
-        got = [builder.fadd(value, more[k % biases.count]) for k, value in enumerate(found)]
-        return context.make_tuple(builder, signature.return_type, got)
-
-    return values(values, biases), codegen
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from . import vector
 from .compile import specialised
 from .correlate import CHAIN, RUN, SKEW, product
 from .number import computed, device, quotient_of, read, stored, written
-from .windows import strided, thread
+from .windows import position, strided, taps_of, thread
 
 
 @specialised
@@ -50,8 +50,7 @@ def partial(dtype, last, tile):
         def place(column, columns, IC, KH, KW, in_c, distances):
             """How far a column's elements are from an output's first position, along D, H and W, and where its channel begins."""
             tap, c = quotient_of(uint32(column + more), IC[0], IC[1], IC[2])
-            line, kw = quotient_of(tap, KW[0], KW[1], KW[2])
-            kd, kh = quotient_of(line, KH[0], KH[1], KH[2])
+            kd, kh, kw = taps_of(tap, KH, KW)
             there = uint32(column + more) < columns
             # A column that there is not is outside of every map.
             d = uint32(kd * distances[0]) if there else uint32(0x80000000)
@@ -88,8 +87,6 @@ def partial(dtype, last, tile):
     runs = tile.rows // RUN
     far = BM // runs
 
-    single = vector.store(1)
-
     def put_of(k):
         more = uint32(k)
 
@@ -97,7 +94,7 @@ def partial(dtype, last, tile):
         def put(sums, values, at, column, columns):
             n = uint32(column + more)
             if n < columns:
-                single(sums, uint32(at + n), (values[k],))
+                sums[uint32(at + n)] = values[k]
 
         return put
 
@@ -119,11 +116,8 @@ def partial(dtype, last, tile):
     @device
     def fetched(x, gy, t, end, divisors, base_x, base_y, steps, firsts, sizes, strides, y_strides, row, OC, places):
         """A step's part of this thread: of output t so many channels of gy, and so many of the elements that its window reads."""
-        OD, OH, OW = divisors
         inside = t < end
-        q, ow = quotient_of(t, OW[0], OW[1], OW[2])
-        q, oh = quotient_of(q, OH[0], OH[1], OH[2])
-        n, od = quotient_of(q, OD[0], OD[1], OD[2])
+        n, od, oh, ow = position(t, divisors[0], divisors[1], divisors[2])
         at = strided(uint32(base_y + uint32(n * y_strides[0])), od, oh, ow, y_strides[2], y_strides[3], y_strides[4])
         got = gradients(gy, at, row, OC, y_strides[1], inside)
         d, h = uint32(uint32(od * steps[0]) + firsts[0]), uint32(uint32(oh * steps[1]) + firsts[1])
@@ -198,8 +192,7 @@ def ordered(dtype):
             at, k = uint32(at + total), uint32(k + uint32(1))
         o, column = quotient_of(t, columns, m_columns, s_columns)
         tap, c = quotient_of(column, IC, mIC, sIC)
-        line, kw = quotient_of(tap, KW, mKW, sKW)
-        kd, kh = quotient_of(line, KH, mKH, sKH)
+        kd, kh, kw = taps_of(tap, (KH, mKH, sKH), (KW, mKW, sKW))
         gw[strided(uint32(uint32(o * w_o) + uint32(c * w_i)), kd, kh, kw, w_d, w_h, w_w)] = narrow(found)
 
     return kernel, (types.CPointer(stored(dtype)), types.CPointer(real), *(uint32,) * (2 + 12 + 5))

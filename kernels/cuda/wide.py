@@ -9,21 +9,21 @@ import math
 
 from numba import int32, uint32
 
-from .. import random
 from ..arithmetic import gift
 from . import vector
 from .compile import specialised
-from .number import arithmetic, compiled, computed, device, read, stored, written
+from .number import arithmetic, computed, device, read, stored, written
 from .windows import (
     UNROLLED,
     axis_of,
+    beginning,
     count_of,
     first_parameters,
     index,
     place,
     signature,
     strided,
-    tap_of,
+    tap,
     thread,
     windows_of,
 )
@@ -104,6 +104,24 @@ def _row(name, last, K, S, D, P):
 
 
 @functools.cache
+def _first_place(last, many):
+    """(t, C, D, H, W as divisors, C or W counted by ``many``) -> (n, c, d, h, w) of the first of a thread's elements; C; W."""
+    where, several = place(last), uint32(many)
+
+    @device
+    def along_width(t, C, D, H, W):
+        n, c, d, h, w = where(t, C, D, H, W)
+        return n, c, d, h, uint32(w * several), C[0], uint32(W[0] * several)
+
+    @device
+    def along_channels(t, C, D, H, W):
+        n, c, d, h, w = where(t, C, D, H, W)
+        return n, uint32(c * several), d, h, w, uint32(C[0] * several), W[0]
+
+    return along_channels if last else along_width
+
+
+@functools.cache
 def _taps(step, neutral, name, last, kernel_size, stride, dilation, padding):
     """(states, x, base, d, h, w, sizes, strides, p) -> the states after a window's taps in rising order; w: of this thread's first load."""
     (KD, KH, KW), (DD, DH, _), many = kernel_size, map(uint32, dilation), lanes(last, stride)
@@ -137,16 +155,15 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, padd
     Arguments: as those of windows.py's, but outputs are counted, and divided by, in a thread's: groups of channels of channels_last, of
     columns otherwise."""
     A, real, keeps = arithmetic(kind), computed(dtype), stored(saved)
-    begin, finish, surveys, draws, selects = A.begin, A.finish, A.surveys, kind.draws, kind.selects
-    KD, KH, KW = kernel_size
-    taps, many = KD * KH * KW, lanes(last, stride[2])
+    begin, finish, surveys, selects = A.begin, A.finish, A.surveys, kind.selects
+    taps, many = math.prod(kernel_size), lanes(last, stride[2])
     shape = dtype, last, kernel_size, stride[2], dilation, padding
     window = _taps(A.step, A.neutral, *shape)
     survey = _taps(A.survey, A.neutral, *shape) if surveys else None
     along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
     counts = count_of(windows_of(kernel_size, stride, dilation), include_pad, divisor, real)
-    uniform = compiled(random.uniform)
-    where, first_of, write = place(last), first_parameters(len(kind.parameters)), written(dtype)
+    begins = beginning(kind, kernel_size, stride, dilation, real)
+    where, first_of, write = _first_place(last, many), first_parameters(len(kind.parameters)), written(dtype)
     put, keep, zeros = vector.store(many), vector.store(many), vector.filled(many)
     values_of = vector.mapped(device(lambda state, count, p: write(finish(state, count, real(taps), p)[0])), 2)
     rests_of = vector.mapped(device(lambda state, count, p: keeps(finish(state, count, real(taps), p)[1])), 2)
@@ -154,23 +171,9 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, padd
     several = uint32(many)
 
     def lane_of(k):
-        """(ow, c, ...) -> what output k of a thread begins with: its first tap inside, and what it has drawn."""
+        """Output k of a thread: another column, or another channel of channels_last."""
         right, further = uint32(0 if last else k), uint32(k if last else 0)
-
-        @device
-        def lane(od, oh, ow, plane, sizes, outputs, paddings, k0, k1):
-            column, first, u = uint32(ow + right), int32(0), real(0)
-            if draws:
-                position = uint32(uint32(uint32(uint32(od * outputs[1]) + oh) * outputs[2]) + column)
-                u = uniform(position, uint32(plane + further), k0, k1, real(0))
-            if selects:
-                _, first_d, _ = along_d(od, sizes[0], paddings[0], outputs[0])
-                _, first_h, _ = along_h(oh, sizes[1], paddings[1], outputs[1])
-                _, first_w, _ = along_w(column, sizes[2], paddings[2], outputs[2])
-                first = int32(uint32(uint32(uint32(uint32(first_d * uint32(KH)) + first_h) * uint32(KW)) + first_w))
-            return first, u
-
-        return lane
+        return device(lambda od, oh, ow, plane, *more: begins(od, oh, uint32(ow + right), uint32(plane + further), *more))
 
     def count_of_lane(k):
         right = uint32(0 if last else k)
@@ -185,12 +188,7 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, padd
         t = thread()
         if t >= total:
             return
-        n, c, od, oh, ow = where(t, (C, mC, sC), (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
-        channels, columns = C, OW
-        if last:
-            c, channels = uint32(c * several), uint32(C * several)
-        else:
-            ow, columns = uint32(ow * several), uint32(OW * several)
+        n, c, od, oh, ow, channels, columns = where(t, (C, mC, sC), (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
         p = first_of(a0, a1, a2, a3, a4, a5)
         sizes, strides, outputs, paddings = (D, H, W), (in_d, in_h, in_w), (OD, OH, columns), (PD, PH, PW)
         d, _, _ = along_d(od, D, PD, OD)
@@ -228,13 +226,12 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, padding, i
     reads_values, reads_saved = A.reads_values and not selects, A.reads_saved
     windows = windows_of(kernel_size, stride, dilation)
     (KD, KH, KW), (DD, DH, DW), (SD, SH, SW) = (map(uint32, of) for of in (kernel_size, dilation, stride))
-    counts, where, place_of = count_of(windows, include_pad, divisor, real), place(last), index(last)
+    counts, where, place_of = count_of(windows, include_pad, divisor, real), _first_place(last, QUAD), index(last)
     take, write, first_of = _of_dtype(dtype), written(dtype), first_parameters(len(kind.parameters))
     MD, MH, MW = (-(-(D * (K - 1) + 1) // S) for K, S, D in windows)
     taps, parts = math.prod(kernel_size), 1 if selects else len(gift(kind, real))
     rest_real = int32 if selects else real
     rest_of = device(lambda x, p: rest_real(x))
-    tap = tap_of()
     load, put, zeros = vector.load(QUAD), vector.store(QUAD), vector.filled(QUAD)
     numbers, rests = vector.mapped(take), vector.mapped(rest_of)
     none, quad = vector.filled(parts), uint32(QUAD)
@@ -340,12 +337,7 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, padding, i
         t = thread()
         if t >= total:
             return
-        n, c, id, ih, iw = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
-        channels, columns = C, W
-        if last:
-            c, channels = uint32(c * quad), uint32(C * quad)
-        else:
-            iw, columns = uint32(iw * quad), uint32(W * quad)
+        n, c, id, ih, iw, channels, columns = where(t, (C, mC, sC), (D, mD, sD), (H, mH, sH), (W, mW, sW))
         p, sizes, outs, paddings = first_of(a0, a1, a2, a3, a4, a5), (D, H, columns), (OD, OH, OW), (PD, PH, PW)
         d, h = uint32(id + PD), uint32(ih + PH)
         last_d, last_h = uint32(d // SD), uint32(h // SH)

@@ -133,24 +133,45 @@ def _taps(step, neutral, name, kernel_size, dilation, unrolled):
     return written_out if unrolled else looped
 
 
+@device
+def tap(i, start, step, K):
+    """Which tap of a window that starts at ``start``, wrapped, is at position i along an axis; K: none is."""
+    off = uint32(i - start)
+    k = uint32(off // step)
+    return k if uint32(k * step) == off and k < K else K
+
+
+@device
+def position(t, D, H, W):
+    """(n, d, h, w) of the element t of dense maps of one channel; D, H and W as divisors."""
+    q, w = quotient_of(t, W[0], W[1], W[2])
+    q, h = quotient_of(q, H[0], H[1], H[2])
+    n, d = quotient_of(q, D[0], D[1], D[2])
+    return n, d, h, w
+
+
+@device
+def taps_of(tap, H, W):
+    """(kd, kh, kw) of a tap's number; taps along H and W as divisors."""
+    line, kw = quotient_of(tap, W[0], W[1], W[2])
+    kd, kh = quotient_of(line, H[0], H[1], H[2])
+    return kd, kh, kw
+
+
 @functools.cache
 def place(last):
     """(t, C, D, H, W as divisors) -> (n, c, d, h, w) of the element t of a dense tensor."""
 
     @device
     def contiguous(t, C, D, H, W):
-        q, w = quotient_of(t, W[0], W[1], W[2])
-        q, h = quotient_of(q, H[0], H[1], H[2])
-        q, d = quotient_of(q, D[0], D[1], D[2])
+        q, d, h, w = position(t, D, H, W)
         n, c = quotient_of(q, C[0], C[1], C[2])
         return n, c, d, h, w
 
     @device
     def channels_last(t, C, D, H, W):
         q, c = quotient_of(t, C[0], C[1], C[2])
-        q, w = quotient_of(q, W[0], W[1], W[2])
-        q, h = quotient_of(q, H[0], H[1], H[2])
-        n, d = quotient_of(q, D[0], D[1], D[2])
+        n, d, h, w = position(q, D, H, W)
         return n, c, d, h, w
 
     return channels_last if last else contiguous
@@ -225,6 +246,29 @@ def windows_of(kernel_size, stride, dilation):
     return tuple(zip(kernel_size, stride, dilation, strict=True))
 
 
+@functools.cache
+def beginning(kind, kernel_size, stride, dilation, real):
+    """(od, oh, ow, plane, sizes, outputs, paddings, k0, k1) -> what an output begins with: its first tap inside, and what it has drawn."""
+    along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
+    selects, draws, uniform = kind.selects, kind.draws, compiled(random.uniform)
+    _, KH, KW = map(uint32, kernel_size)
+
+    @device
+    def begins(od, oh, ow, plane, sizes, outputs, paddings, k0, k1):
+        first, u = int32(0), real(0)
+        if draws:
+            at = uint32(uint32(uint32(uint32(od * outputs[1]) + oh) * outputs[2]) + ow)
+            u = uniform(at, plane, k0, k1, real(0))
+        if selects:
+            _, first_d, _ = along_d(od, sizes[0], paddings[0], outputs[0])
+            _, first_h, _ = along_h(oh, sizes[1], paddings[1], outputs[1])
+            _, first_w, _ = along_w(ow, sizes[2], paddings[2], outputs[2])
+            first = int32(uint32(uint32(uint32(uint32(first_d * KH) + first_h) * KW) + first_w))
+        return first, u
+
+    return begins
+
+
 def signature(pointers, divisors, plain, name):
     number = types.float64 if name == "float64" else types.float32
     return (*map(types.CPointer, pointers), *(uint32,) * (3 * divisors + plain), *(number,) * PARAMETERS)
@@ -235,7 +279,7 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
     """Arguments: x, y, saved; outputs; C, OD, OH and OW as divisors; D, H, W; x's strides of N, C, D, H and W; the paddings; the number of
     the first plane; the seed's halves; the reduction's parameters."""
     A, real, keeps = arithmetic(kind), computed(dtype), stored(saved)
-    begin, finish, surveys, draws = A.begin, A.finish, A.surveys, kind.draws
+    begin, finish, surveys = A.begin, A.finish, A.surveys
     KD, KH, KW = kernel_size
     taps = KD * KH * KW
     unrolled = taps <= UNROLLED and 0 not in stride
@@ -243,7 +287,7 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
     survey = _taps(A.survey, A.neutral, dtype, kernel_size, dilation, unrolled) if surveys else None
     along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
     counts = count_of(windows_of(kernel_size, stride, dilation), include_pad, divisor, real)
-    uniform = compiled(random.uniform)
+    begins = beginning(kind, kernel_size, stride, dilation, real)
     where, first_of, write = place(last), first_parameters(len(kind.parameters)), written(dtype)
     selects = kind.selects
 
@@ -262,15 +306,10 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
         spans, sizes, strides = (first_d, end_d, first_h, end_h, first_w, end_w), (D, H, W), (in_d, in_h, in_w)
         base = uint32(uint32(n * in_n) + uint32(c * in_c))
         zero = real(0)
-        weight, u = zero, zero
-        if draws:
-            position = uint32(uint32(uint32(uint32(od * OH) + oh) * OW) + ow)
-            u = uniform(position, uint32(plane + uint32(uint32(n * C) + c)), k0, k1, zero)
+        weight = zero
         if surveys:
             weight = survey(weight, x, base, d, h, w, spans, sizes, strides, p)
-        first = int32(0)
-        if selects:
-            first = int32(uint32(uint32(uint32(uint32(first_d * uint32(KH)) + first_h) * uint32(KW)) + first_w))
+        first, u = begins(od, oh, ow, uint32(plane + uint32(uint32(n * C) + c)), sizes, (OD, OH, OW), (PD, PH, PW), k0, k1)
         state = window(begin(zero, first, weight, u), x, base, d, h, w, spans, sizes, strides, p)
         count = zero if selects else counts(od, oh, ow, sizes, (OD, OH, OW), (PD, PH, PW))
         value, rest = finish(state, count, real(taps), p)
@@ -279,19 +318,6 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
             kept[t] = keeps(rest)
 
     return kernel, signature((stored(dtype), stored(dtype), keeps), 4, 1 + 3 + 5 + 3 + 3, dtype)
-
-
-@functools.cache
-def tap_of():
-    """(i, start, step, K) -> which tap of a window that starts at ``start``, wrapped, is at position i along an axis; K: none is."""
-
-    @device
-    def tap(i, start, step, K):
-        off = uint32(i - start)
-        k = uint32(off // step)
-        return k if uint32(k * step) == off and k < K else K
-
-    return tap
 
 
 @specialised
@@ -311,7 +337,6 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
     most = tuple(-(-(D * (K - 1) + 1) // S) if S else 0 for K, S, D in windows)
     MD, MH, MW = most
     SD, SH, SW = map(uint32, stride)
-    tap = tap_of()
 
     @device
     def share_of(window, taps_at, element, gy, kept, y, value, sizes, outs, paddings, p):
