@@ -179,8 +179,11 @@ def _common_digest(path):
 
 def _describe(constant):
     """A factory's argument as text that changes when the code it stands for does."""
-    sources = getattr(constant, "sources", None)
-    return f"{constant.name}@{'+'.join(map(_digest, sources))}" if sources else repr(constant)
+    if sources := getattr(constant, "sources", None):
+        return f"{constant.name}@{'+'.join(map(_digest, sources))}"
+    if nest := getattr(constant, "__wrapped__", None):
+        return f"{nest_name(nest)}@{_common_digest(Path(nest.__code__.co_filename))}"
+    return repr(constant)
 
 
 class File:
@@ -281,7 +284,8 @@ def key_of(factory, constants):
 def specialised(factory):
     """``factory(*constants)`` returns the Python function of a worker; the decorated one returns it compiled, a ``Worker``.
 
-    Constants are ints, strings, None, Numba types, and reductions (anything with ``name`` and ``sources``).
+    Constants are ints, strings, None, Numba types, reductions (anything with ``name`` and ``sources``), and other such factories, whose
+    workers this one calls (``inlined``).
     """
 
     @functools.cache

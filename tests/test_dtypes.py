@@ -23,6 +23,8 @@ PLACES = {
     "wide": ((1, 2, 6, 2100), window((3, 3), (2, 2), (1, 1))),
     "dilated": ((1, 3, 11, 40), window((3, 2), (1, 2), (1, 1), (2, 3))),
     "large": ((1, 2, 9, 40), window((5, 7), (1, 1), (2, 3))),
+    "across": ((2, 19, 6, 9), window((2, 3), (1, 3), (1, 1), (3, 2))),
+    "across-large": ((2, 19, 9, 7), window((5, 5), (1, 1), (2, 2))),
     "bins": ((1, 2, 12, 40), window((6, 8))),
     "map": ((2, 9, 5, 33), None),
     "1-d": ((2, 3, 37), window((3,), (2,), (1,), (1,))),
@@ -74,9 +76,12 @@ def test_halves(kind, dtype, place):
     x = torch.rand(shape).to(dtype) + 0.25
     extra = reference.PARAMETERS.get(kind, ())
     wide = x.double().requires_grad_()
-    truth, _ = reference.pool(KINDS[kind], wide, w, extra=extra)
-    gy = torch.randint(1, 5, truth.shape).to(dtype)
-    if not KINDS[kind].selects:
+    truth, chosen = reference.pool(KINDS[kind], wide, w, extra=extra)
+    gy = torch.randint(1, 5, truth.shape).to(dtype)  # of at most 35 windows an element: their sums are bfloat16s
+    if KINDS[kind].selects:
+        planes = torch.zeros(*shape[:2], math.prod(shape[2:]), dtype=torch.double)
+        expected = planes.scatter_add(2, chosen.flatten(2), gy.double().flatten(2)).reshape(shape)
+    else:
         truth.backward(gy.double())
     half = torch.finfo(dtype).eps / 2 + 1e-5
     for name, layout in LAST.items():
@@ -85,7 +90,9 @@ def test_halves(kind, dtype, place):
         assert y.dtype == dtype
         assert ((y.double() - truth).abs() <= half * truth.abs()).all(), name
         y.backward(gy)
-        if not KINDS[kind].selects:
+        if KINDS[kind].selects:
+            assert torch.equal(a.grad.double(), expected), name
+        else:
             # Saved y is rounded, and a gradient may be a difference: relative to the largest.
             error, allowed = largest(a.grad.double() - wide.grad), 4 * torch.finfo(dtype).eps * largest(wide.grad)
             assert error <= allowed, name

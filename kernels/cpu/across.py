@@ -7,10 +7,10 @@ job is a batch.  The last batch is filled up with its last plane, over and over;
 
 from numba import int64
 
-from ..compile import nest_name, specialised
+from ..compile import specialised
 from ..simd import address, integers, load, load_across, number, phase, pointer, stacked, store, store_across
-from . import ahead, channels_last, separable, whole_map
-from .number import jitable
+from . import ahead
+from .number import inlined, jitable
 from .reduction import arithmetic
 
 ROOM = 16384
@@ -24,16 +24,6 @@ ALIAS = 4096
 took 6.8 ms with 16 planes written at once, 1.7 with 8; of 31x31 1.55 and 1.64."""
 
 MOST_PLANES, MOST_ARGUMENTS = 64, 64
-
-_NESTS = {
-    nest_name(nest): nest
-    for nest in (channels_last.forward, channels_last.backward, separable.forward, whole_map.forward, whole_map.backward)
-}
-
-
-def _nest(name, constants):
-    """The Python function of another nest's worker, to be inlined."""
-    return jitable(_NESTS[name].__wrapped__(*constants))
 
 
 def between(dtype, real, lanes):
@@ -98,13 +88,13 @@ def placed(origins, first, batch, planes, C, stride_n, stride_c):
 
 
 @specialised
-def forward(dtype, saved, saves, lanes, name, *constants):
+def forward(dtype, saved, saves, lanes, nest, *constants):
     """Arguments: x, y, saved; planes, C; x's strides of N and C; elements of a map and of its output; planes of a batch; the nest's jobs
     for one; how many of its arguments follow, all but x, y and saved.
 
     The nest is told that an image begins where the last did (a stride of N of 0), and that its outputs follow each other.
     """
-    real, run = number(dtype), _nest(name, constants)
+    real, run = number(dtype), inlined(nest, *constants)
     gather, scatter = between(dtype, real, lanes)
     _, scatter_kept = between(saved, saved, lanes)
     width, kept_width, kept_room = real.bitwidth // 8, saved.bitwidth // 8, ROOM if saves else 1
@@ -132,10 +122,10 @@ def forward(dtype, saved, saves, lanes, name, *constants):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, together, name, *constants):
+def backward(kind, dtype, saved, lanes, together, nest, *constants):
     """Arguments: gx, gy, saved, x, y; the rest as ``forward``.  x and y are read only by a reduction whose gradient needs them.
     ``together``: planes of gx that are written at once."""
-    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), _nest(name, constants)
+    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), inlined(nest, *constants)
     (gather, _), (_, scatter) = between(dtype, real, lanes), between(dtype, real, together)
     gather_kept, _ = between(saved, residue, lanes)
     reads_values, reads_saved = A.reads_values, A.reads_saved

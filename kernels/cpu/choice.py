@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..compile import nest_name
 from ..geometry import Geometry, dense_strides
 from ..simd import LINE, native_lanes, number
 from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
@@ -210,7 +209,7 @@ def _across_forward(asked):
     inner = forward(asked.on(image))
     more = len(inner.sizes) + 2 + len(asked.kind.parameters)
     sizes = n * channels, channels, sn, sc, length, outputs, image.shape[1], inner.jobs, more, *inner.sizes
-    constants = asked.dtype, asked.kept, asked.saves, native_lanes(asked.dtype), nest_name(inner.nest), *inner.constants
+    constants = asked.dtype, asked.kept, asked.saves, native_lanes(asked.dtype), inner.nest, *inner.constants
     return Choice(across.forward, constants, batches, sizes, inner.tables)
 
 
@@ -223,7 +222,7 @@ def _across_backward(asked):
     sizes = n * channels, channels, sn, sc, length, outputs, image.shape[1], inner.jobs, more, *inner.sizes
     lanes = native_lanes(asked.dtype)
     together = lanes // 2 if lanes >= 8 and length * itemsize(asked.dtype) % across.ALIAS == 0 else lanes
-    constants = asked.kind, asked.dtype, asked.kept, lanes, together, nest_name(inner.nest), *inner.constants
+    constants = asked.kind, asked.dtype, asked.kept, lanes, together, inner.nest, *inner.constants
     return Choice(across.backward, constants, batches, sizes, inner.tables)
 
 
@@ -352,7 +351,7 @@ def _few_forward(asked):
         inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * width + few.STEP,
         len(inner.sizes) + 2 + len(kind.parameters), *inner.sizes,
     )  # fmt: skip
-    constants = dtype, kept, saves, native_lanes(dtype), channels, nest_name(inner.nest), *inner.constants
+    constants = dtype, kept, saves, native_lanes(dtype), channels, inner.nest, *inner.constants
     return Choice(few.forward, constants, n * bands, sizes, inner.tables)
 
 
@@ -378,7 +377,7 @@ def _few_backward(asked):
         inner.tables.of_int64(np.array(spans)), geometry.strides[0], height, width, out_h, out_w, bands, band, most * out_w + few.STEP,
         len(inner.sizes) + len(kind.parameters), *inner.sizes,
     )  # fmt: skip
-    constants = kind, dtype, kept, native_lanes(dtype), channels, nest_name(inner.nest), *inner.constants
+    constants = kind, dtype, kept, native_lanes(dtype), channels, inner.nest, *inner.constants
     return Choice(few.backward, constants, n * bands, sizes, inner.tables)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from numba import int64
 
 from .. import correlation
-from ..compile import nest_name, specialised
+from ..compile import specialised
 from ..geometry import Geometry
 from ..launch import share
 from ..simd import integers, load, native_lanes, pointer, pointer_at, stacked, store
-from . import blocking, channel_lanes, channels_last, choice, contiguous, convolution, pixel_lanes
+from . import blocking, choice, convolution
 from .geometry import itemsize, stored_dtype
-from .number import jitable
+from .number import inlined, jitable
 from .pooling import Plan
 
 MOST_ARGUMENTS, SLACK = 64, 512
@@ -31,20 +31,18 @@ core of an EPYC, contiguous): 64x224x224 184 and 138, 128x112x112 154 and 131, 2
 PART_OF_L2 = 4
 """The map between takes this part of L2: the convolution's panel takes half."""
 
-_NESTS = {nest_name(nest): nest for nest in (channel_lanes.forward, pixel_lanes.forward, contiguous.forward, channels_last.forward)}
-
 
 @specialised
-def forward(dtype, last, after, name, count, *constants):
-    """``name`` of the convolution's nest, ``count`` of its constants and these; the pooling's name and constants.  ``last``: channels_last.
+def forward(dtype, last, after, nest, count, *constants):
+    """The convolution's nest, ``count`` of its constants and these; the pooling's nest and constants.  ``last``: channels_last.
     ``after``: the convolution's activation, or None.
 
     Arguments: x, packed weights, y, threads' memory, jobs a thread; a table of each band: the row of the map that lies first, the first
     pooled row and their end, rows kept from the band before; bands of an image, the convolution's jobs of a band, channels, columns of
     the map, pooled rows, how many of them a job of the pooling has, elements between planes of the map; bytes of a panel and of a
     thread's memory; how many arguments of the convolution follow, and how many of the pooling; the activation's parameters."""
-    convolve = jitable(_NESTS[name].__wrapped__(*constants[:count]))
-    pool = jitable(_NESTS[constants[count]].__wrapped__(*constants[count + 1 :]))
+    convolve = inlined(nest, *constants[:count])
+    pool = inlined(*constants[count:])
     width, lanes, more = dtype.bitwidth // 8, native_lanes(dtype), len(after.defaults) if after else 0
 
     @jitable
@@ -165,7 +163,7 @@ def _planned(geometry, after, kind, window, include_pad, divisor):
     apart = not table[:, 3].any() and (table[:-1, 2] == np.arange(1, bands) * rows // step).all()
     each = rows // step if apart and bands > 1 else pooled[1] if apart else 1
     pooling = choice._channels_last_forward(asked) if last else choice._contiguous_forward(asked, (-(-pooled[1] // each), each))
-    nests = nest_name(part.nest), len(part.constants), *part.constants, nest_name(pooling.nest), *pooling.constants
+    nests = part.nest, len(part.constants), *part.constants, pooling.nest, *pooling.constants
     elements = held * W * channels if last else channels * plane
     sizes = bands, part.jobs_a_band, channels, W, pooled[1], each, plane
     constants = problem.dtype, last, after, *nests

@@ -7,7 +7,7 @@ each channel's register goes on by itself.  A job is a band of one image, or an 
 
 from numba import int32, int64
 
-from ..compile import nest_name, specialised
+from ..compile import specialised
 from ..simd import (
     address,
     between,
@@ -33,8 +33,8 @@ from ..simd import (
     unroll,
     with_phase,
 )
-from . import bins, contiguous
-from .number import jitable
+from . import bins
+from .number import inlined, jitable
 from .reduction import arithmetic, arrays, members, tupled
 from .sums import cascade, transposed
 
@@ -45,12 +45,10 @@ ROOM, STEP, SLACK, MOST_ARGUMENTS = 1 << 15, 64, 512, 64
 """Elements of a band's planes; between two of them, where a last block runs over; after the last, where some are read and thrown away; and
 arguments of a nest."""
 
-_NESTS = {nest_name(nest): nest for nest in (bins.forward, bins.backward, contiguous.forward, contiguous.backward)}
 
-
-def _nest(name, constants):
+def _banded(nest, constants):
     """(arguments, plane, band, bands of a plane, its rows, the band's first row and end): another nest's worker for a band, inlined."""
-    run, by_rows = jitable(_NESTS[name].__wrapped__(*constants)), name.startswith("bins.")
+    run, by_rows = inlined(nest, *constants), nest in (bins.forward, bins.backward)
 
     @jitable
     def pool(arguments, plane, b, bands, rows, first, end):
@@ -98,11 +96,11 @@ def _between(dtype, real, lanes, channels):
 
 
 @specialised
-def forward(dtype, saved, saves, lanes, channels, name, *constants):
+def forward(dtype, saved, saves, lanes, channels, nest, *constants):
     """Arguments: x, y, saved; a table of each band's first row of x and the end of them; x's stride of N; H, W, OH, OW; bands of an image
-    and rows of outputs of a band; elements between planes; how many arguments of the nest called ``name`` follow, all but x, y and
+    and rows of outputs of a band; elements between planes; how many arguments of ``nest`` follow, all but x, y and
     saved.  That nest sees one image of ``channels`` planes."""
-    real, run = number(dtype), _nest(name, constants)
+    real, run = number(dtype), _banded(nest, constants)
     apart, together = _between(dtype, real, lanes, channels)
     _, kept_together = _between(saved, saved, lanes, channels)
     width, kept_width = real.bitwidth // 8, saved.bitwidth // 8
@@ -136,11 +134,11 @@ def forward(dtype, saved, saves, lanes, channels, name, *constants):
 
 
 @specialised
-def backward(kind, dtype, saved, lanes, channels, name, *constants):
+def backward(kind, dtype, saved, lanes, channels, nest, *constants):
     """Arguments: gx, gy, saved, x, y; a table of each band's first row of outputs and the end of them; x's stride of N; H, W, OH, OW; bands
-    of an image and rows of inputs of a band; elements between planes of outputs; how many arguments of the nest called ``name`` follow.
+    of an image and rows of inputs of a band; elements between planes of outputs; how many arguments of ``nest`` follow.
     x and y are read only by a reduction whose gradient needs them."""
-    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), _nest(name, constants)
+    A, real, residue, run = arithmetic(kind), number(dtype), number(saved), _banded(nest, constants)
     reads_values, reads_saved = A.reads_values, A.reads_saved
     apart, together = _between(dtype, real, lanes, channels)
     kept_apart, _ = _between(saved, residue, lanes, channels)

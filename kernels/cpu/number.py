@@ -15,6 +15,11 @@ WORDS = {word.__name__: getattr(simd, word.__name__) for word in number.WORDS + 
 WORDS |= {name: number.retarget(function, WORDS, jitable) for name, function in _BUILT.items()}
 
 
+def inlined(nest, *constants):
+    """The worker of another nest, for one that calls it."""
+    return jitable(nest.__wrapped__(*constants))
+
+
 @functools.cache
 def compiled(function):
     """A function of an arithmetic file, for Vecs."""
