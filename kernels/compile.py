@@ -29,7 +29,7 @@ from numba.core import ccallback, registry
 from numba.core.caching import CompileResultCacheImpl, NullCache, _Cache
 from numba.core.codegen import CodeLibrary
 
-from .pipeline import Whole
+from .pipeline import Whole, uncollected
 
 HERE = Path(__file__).parent
 WORKER = types.void(types.CPointer(types.int64), types.int64, types.int64)
@@ -294,7 +294,8 @@ def specialised(factory):
         # numpy's error model: no branch for a division by zero in a worker, which could not raise.
         worker = ccallback.CFunc(factory(*constants), (WORKER.args, WORKER.return_type), {}, {"error_model": "numpy"}, Whole)
         worker._cache = cache(name, key_of(factory, constants), factory.__code__.co_filename)
-        worker.compile()
+        with uncollected():
+            worker.compile()
         return Worker(name, worker.address, _SERIAL(worker.address), worker._library)
 
     return functools.wraps(factory)(compiled)

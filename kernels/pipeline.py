@@ -2,35 +2,167 @@
 
 A kernel is one worker and some thirty small functions that are all inlined into it.  Numba's own pipeline optimises each of them,
 optimises it again in everything that calls it, and writes machine code for each, which nobody runs.  Here such a function stays as it
-was lowered (``Part``) until the worker that it ends in is optimised as one (``Whole``), and passes for what no kernel uses (``with``
-blocks, array expressions, closures) are left out.  Measured on channels_last 3x3 kernels of max and avg, forward: 2.4 and 2.2 s
-became 2.0 and 1.5; contiguous, 1.4 and 1.2 became 1.1 and 0.9.
+was lowered (``Part``) until the worker that it ends in is linked and optimised as one (``Whole``).  Left out is what no kernel has a use
+for: ``with`` blocks, array expressions, closures, reference counts and the lives of variables.  The machine code is the same, but for an
+error's path that LLVM now sees is never taken.
+
+Measured, CPU seconds for 100 kernels of pooling and convolution: Numba's pipeline of one optimisation a kernel 0.77 each, 0.57 without
+counts and lives, with each part linked once, and with builtin functions' types remembered, 0.49 with no garbage collected meanwhile.
 """
 
-from numba.core import typed_passes, untyped_passes
+import contextlib
+import gc
+
+from numba.core import cgutils, transforms, typed_passes, types, untyped_passes
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.ir_utils import build_definitions
 from numba.core.lowering import Lower
+from numba.core.ssa import reconstruct_ssa
+
+
+@contextlib.contextmanager
+def uncollected():
+    """Without a search for garbage: compiling makes millions of objects, and each search goes through all that a process holds.  A tenth of
+    the time in a small process."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Unoptimised(JITCodeLibrary):
-    """LLVM code to be linked into other code."""
+    """LLVM code of one function, to be linked into other code."""
 
     def _optimize_functions(self, ll_module):
         ll_module.data_layout = self._codegen._data_layout
 
-    def _optimize_final_module(self):
+    def finalize(self):
+        self._raise_if_finalized()
+        self._finalized = True
+
+    def own(self):
+        """Without what it calls."""
+        return super()._get_module_for_linking()
+
+    def _get_module_for_linking(self):
+        module = self.own().clone()
+        _link(module, self._linking_libraries)
+        return module
+
+
+def _link(module, libraries):
+    """Those, and what they call, directly or not: each once."""
+    seen, todo = set(), list(libraries)
+    while todo:
+        library = todo.pop()
+        if library in seen:
+            continue
+        seen.add(library)
+        if isinstance(library, _Unoptimised):
+            todo += library._linking_libraries
+            module.link_in(library.own(), preserve=True)
+        else:
+            module.link_in(library._get_module_for_linking(), preserve=True)
+
+
+class _Optimised(JITCodeLibrary):
+    """A worker's code: what it calls is linked into it here, where Numba links it into every function on the way."""
+
+    def finalize(self):
+        _link(self._final_module, self._linking_libraries)
+        self._linking_libraries = []
+        super().finalize()
+
+
+class _Lower(Lower):
+    """Nothing in a kernel is counted: it holds numbers, Vecs, pointers and tuples of them."""
+
+    def incref(self, typ, value):
         pass
 
-    def _finalize_final_module(self):
-        self._finalized = True
+    def decref(self, typ, value):
+        pass
+
+    def alloca_lltype(self, name, lltype, datamodel=None):
+        return cgutils.alloca_once(self.builder, lltype, name=name)  # Numba's asks LLVM for the size, for a debugger
+
+
+class _Remembering:
+    """A typing context that knows what a builtin function made of these types before: of three questions it is asked two again."""
+
+    def __init__(self, context):
+        self._context = context
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, func, args, kws):
+        if kws or not isinstance(func, types.Function) or not all(isinstance(arg, _PLAIN) for arg in args):
+            return self._context.resolve_function_type(func, args, kws)
+        key = func, args
+        if (found := _KNOWN.get(key)) is None:
+            found = _KNOWN[key] = self._context.resolve_function_type(func, args, kws)
+        return found
+
+
+_KNOWN = {}
+_PLAIN = types.Number, types.Boolean, types.CPointer, types.NumberClass
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Canonical(untyped_passes.IRProcessing):
+    """Loops with one edge back each, as the passes after it expect."""
+
+    _name = "canonical"
+
+    def run_pass(self, state):
+        state.func_ir.blocks = transforms.canonicalize_cfg(state.func_ir.blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Assigned(untyped_passes.ReconstructSSA):
+    """Static single assignment."""
+
+    _name = "assigned"
+
+    def run_pass(self, state):
+        state.func_ir = reconstruct_ssa(state.func_ir)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Inference(typed_passes.NopythonTypeInference):
+    _name = "inference"
+
+    def run_pass(self, state):
+        context, state.typingctx = state.typingctx, _Remembering(state.typingctx)
+        try:
+            return super().run_pass(state)
+        finally:
+            state.typingctx = context
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _WithoutPhis(typed_passes.PreLowerStripPhis):
+    _name = "without_phis"
+
+    def run_pass(self, state):
+        state.func_ir = self._strip_phi_nodes(state.func_ir)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _PartLowering(typed_passes.BaseNativeLowering):
     _name = "part_lowering"
-    lowering_class = Lower
+    lowering_class = _Lower
 
     def run_pass(self, state):
         state.library = _Unoptimised(state.targetctx.codegen(), state.func_id.func_qualname)
@@ -42,19 +174,40 @@ class _PartLowering(typed_passes.BaseNativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _WholeLowering(typed_passes.BaseNativeLowering):
+    _name = "whole_lowering"
+    lowering_class = _Lower
+
+    def run_pass(self, state):
+        state.library = _Optimised(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().run_pass(state)
+
+
+class _Manager(PassManager):
+    """Runs passes, and after each of them nothing: Numba's finds anew where every variable lives."""
+
+    def _runPass(self, index, pss, state):  # noqa: N802
+        pss.analysis = self._analysis
+        pss.run_initialization(state)
+        pss.run_pass(state)
+        pss.run_finalizer(state)
+
+
 def _passes(state, lowering):
-    manager = PassManager("kernel")
+    manager = _Manager("kernel")
     for step in (
         untyped_passes.TranslateByteCode,
         untyped_passes.FixupArgs,
-        untyped_passes.IRProcessing,
+        _Canonical,
         untyped_passes.RewriteSemanticConstants,
         untyped_passes.DeadBranchPrune,
         untyped_passes.GenericRewrites,
-        untyped_passes.ReconstructSSA,
-        typed_passes.NopythonTypeInference,
-        typed_passes.PreLowerStripPhis,
-        typed_passes.IRLegalization,
+        _Canonical,
+        _Assigned,
+        _Inference,
+        _WithoutPhis,
         typed_passes.AnnotateTypes,
         lowering,
         typed_passes.NoPythonBackend,
@@ -75,4 +228,4 @@ class Whole(CompilerBase):
     """Of a worker."""
 
     def define_pipelines(self):
-        return _passes(self.state, typed_passes.NativeLowering)
+        return _passes(self.state, _WholeLowering)

@@ -16,6 +16,7 @@ import numpy as np
 from numba import cuda
 
 from ..compile import File, compiled_here, directory, key_of, loaded_here, nest_name
+from ..pipeline import uncollected
 
 CAPABILITIES = (7, 5), (8, 0), (9, 0), (10, 0)
 """Compute capabilities that code is made for; a device takes the last that it is not below."""
@@ -80,7 +81,7 @@ class Kernel:
             loaded_here.append(self.name)
             return payload.decode()
         function, signature = self._made
-        with _for(cc):
+        with _for(cc), uncollected():
             text, _ = cuda.compile_ptx(function, signature, cc=cc)
         compiled_here.append(self.name)
         if file:
