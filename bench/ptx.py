@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WARP, SECTOR, BANKS = 32, 32, 32
+WARP, SECTOR, BANKS, WORDS = 32, 32, 32, 1 << 20
 GRID = 2**31 - 1, 65535, 65535
 SHARED, LOCAL = 1 << 60, 1 << 61
 """Where generic addresses of shared and of local memory begin: no host's address is as large."""
@@ -85,6 +85,9 @@ class Program:
         for line in re.sub(r"^\s*\.(?:loc|file)\b[^\n]*", "", body, flags=re.MULTILINE).split(";"):
             self._add(" ".join(line.split()))
         self.targets = frozenset(self.labels.values())
+        accesses = [i for i in self.instructions if i.opcode[0] in ("ld", "ldu", "st", "atom", "red") and "param" not in i.opcode]
+        self.smallest = min((i.type.itemsize for i in accesses), default=1)
+        """Bytes that no access parts, as each is aligned."""
 
     def _add(self, line):
         while begins := re.match(r"([{}]|([$\w]+):)\s*", line):
@@ -239,6 +242,12 @@ class Memory:
         self.allocations[added.address] = added
 
 
+def _unique(numbers):
+    """numpy's, which goes by hashes and then sorts, takes three times as long for the few thousand of an instruction."""
+    found = np.sort(numbers)
+    return found[np.concatenate(([True], found[1:] != found[:-1]))]
+
+
 class Access(NamedTuple):
     """Of an instruction that reads or writes global memory."""
 
@@ -263,12 +272,12 @@ class Counters:
 
     def access(self, text, kind, size, warps, addresses):
         """One more request, of each warp; addresses count from where each allocation begins."""
-        sectors = np.unique(warps * (1 << 58) + addresses // SECTOR)
+        sectors = _unique(warps * (1 << 58) + addresses // SECTOR)
         before = self.accesses.get(text, Access(kind, size, 0, 0, 0))
         self.accesses[text] = Access(
-            kind, size, before.requests + np.unique(warps).size, before.lanes + warps.size, before.sectors + sectors.size
+            kind, size, before.requests + _unique(warps).size, before.lanes + warps.size, before.sectors + sectors.size
         )
-        self._touched[kind].update(np.unique(addresses // SECTOR).tolist())
+        self._touched[kind].update(_unique(addresses // SECTOR).tolist())
 
     @property
     def sectors(self):
@@ -289,7 +298,7 @@ NOBODY, SEVERAL = -1, -2
 
 
 class _Visitors:
-    """The thread that was last at each byte and is not yet ordered before all others; or that several were, of one block or more."""
+    """The thread that was last at each unit of bytes and is not yet ordered before all others; or that several were, of one block or more."""
 
     def __init__(self, size):
         self.thread, self.block = np.full(size, NOBODY, np.int32), np.full(size, NOBODY, np.int32)
@@ -306,29 +315,32 @@ class _Visitors:
         thread = np.where(alone, threads, SEVERAL)
         block = np.where(alone | (block == blocks), blocks, SEVERAL)
         self.thread[at], self.block[at], self.epoch[at] = thread, block, epochs
-        # Of threads at one byte the last one's number is there now.
+        # Of threads at one unit the last one's number is there now.
         for held, own in ((self.thread, thread), (self.block, block)):
             held[at[held[at] != own]] = SEVERAL
 
 
 class _Space:
-    """A space of memory during a launch, as one array, what of it was written, and who was last at each byte."""
+    """A space of memory during a launch, as one array, what of it was written, and who was last at each unit of bytes."""
 
-    def __init__(self, size):
+    def __init__(self, size, unit):
         self.bytes, self.written = np.zeros(size + 16, np.uint8), np.zeros(size + 16, bool)
-        self._visitors = {}
+        self.unit, self._visitors = unit, {}
 
-    def check(self, kind, at, threads, blocks, epochs, text):
-        """PTXError where another thread was at one of these bytes since the last barrier, and one of the two writes.
+    def check(self, kind, at, size, threads, blocks, epochs, text):
+        """PTXError where another thread was at one of ``size`` bytes since the last barrier, and one of the two writes.
 
         ``kind``: "ld", "st" or "atom".
         """
+        units = size // self.unit
+        at = np.add.outer(at // self.unit, np.arange(units)).ravel()
+        threads, blocks, epochs = (np.repeat(each, units) for each in (threads, blocks, epochs))
         visit, clash = (at, threads, blocks, epochs), np.zeros(at.size, bool)
         for other in {"ld": ("st",), "st": ("ld", "st", "atom"), "atom": ("st",)}[kind]:
             if other in self._visitors:
                 clash |= self._visitors[other].unordered(*visit)
         if kind not in self._visitors:
-            self._visitors[kind] = _Visitors(self.bytes.size)
+            self._visitors[kind] = _Visitors(self.bytes.size // self.unit + 1)
         visitors = self._visitors[kind]
         visitors.add(*visit)
         if kind == "st":
@@ -394,12 +406,13 @@ class _Launch:
         self.special |= {f"%lanemask_{name}": (factor << self.lane) + more for name, (factor, more) in masks.items()}
         self.special = {name: value.astype(np.uint32) for name, value in self.special.items()}
         self.registers = {}
+        self.unit = min(program.smallest for program in (kernel.program, *(f.program for f in kernel.functions.values())))
         self._lay_out(memory)
         self.shared_size = kernel.shared_bytes + dynamic_shared
         self.spaces = {
             "global": self.global_memory,
-            "shared": _Space(blocks * self.shared_size),
-            "local": _Space(self.count * kernel.local_bytes),
+            "shared": _Space(blocks * self.shared_size, self.unit),
+            "local": _Space(self.count * kernel.local_bytes, self.unit),
         }
         self.epoch = np.zeros(blocks, np.int64)
         self.pc, self.waits = np.zeros(self.count, np.int64), np.zeros(self.count, bool)
@@ -418,7 +431,7 @@ class _Launch:
         # As on a device, where each begins a sector, whatever the host's alignment is.
         room = (self.sizes + 2 * SECTOR - 1) // SECTOR * SECTOR
         self.places, total = np.concatenate(([0], np.cumsum(room)))[: len(held)].astype(np.int64), int(room.sum())
-        self.global_memory = _Space(total)
+        self.global_memory = _Space(total, self.unit)
         for a, place in zip(held, self.places, strict=True):
             self.global_memory.bytes[place : place + a.array.size] = a.array
             self.global_memory.written[place : place + a.array.size] = a.written
@@ -501,8 +514,8 @@ class _Launch:
             if (kind != "st" or atomic) and not held.written[every].all():
                 raise PTXError(f"memory is read that nobody has written: {text}")
             held.written[every] = True
-            threads, blocks = np.repeat(lanes, size), np.repeat(self.block[lanes], size)
-            held.check("atom" if atomic else kind, every, threads, blocks, self.epoch[blocks], text)
+            blocks = self.block[lanes]
+            held.check("atom" if atomic else kind, at, size, lanes, blocks, self.epoch[blocks], text)
         if space == "global":
             self.counters.access(text, kind, size, self.warp[lanes], at)
         elif space == "shared":
@@ -523,12 +536,11 @@ class _Launch:
         is served at a time (NVIDIA, "CUDA C++ Programming Guide", shared memory)."""
         each = max(1, size // 4)
         served = np.repeat(warps * each + lanes // (WARP // each), each)
-        words = np.unique(np.stack([served, np.add.outer(address // 4, np.arange(each)).ravel()]), axis=1)
-        rounds = Counter(zip(words[0].tolist(), (words[1] % BANKS).tolist(), strict=True))
-        worst: dict[int, int] = {}
-        for (part, _), count in rounds.items():
-            worst[part] = max(worst.get(part, 0), count)
-        return sum(count - 1 for count in worst.values())
+        words = np.add.outer(address // 4, np.arange(each)).ravel()
+        served, words = np.divmod(_unique(served * WORDS + words), WORDS)  # addresses of shared memory are below this many words
+        first = np.concatenate(([True], served[1:] != served[:-1]))
+        rounds = np.bincount((np.cumsum(first) - 1) * BANKS + words % BANKS, minlength=np.count_nonzero(first) * BANKS)
+        return int((rounds.reshape(-1, BANKS).max(1) - 1).sum())
 
     # The program
 
