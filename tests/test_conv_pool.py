@@ -60,9 +60,12 @@ CASES = {
 }
 
 
+# A sum needs of each way of windows one case: the bands are the same.
+SUMMED = "2x2", "overlapping", "padded", "wide window"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("pool", ["max", "avg"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "pool"), [(case, pool) for case in CASES for pool in ("max", "avg") if pool == "max" or case in SUMMED])
 def test_in_one_launch(in_one, case, pool, layout):
     shape, weight, conv, window = CASES[case]
     x, w, b = tensors(shape, weight, layout=layout)
