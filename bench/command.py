@@ -61,9 +61,17 @@ class Case(Protocol):
 AnyCase = TypeVar("AnyCase", bound=Case)
 
 
-@click.group()
-def bench() -> None:
+@click.group(invoke_without_command=True)
+@click.option("--device", type=click.Choice(["cuda"]), help="Without a command: on a GPU, what the command gpu measures.")
+@click.pass_context
+def bench(context: click.Context, device: str | None) -> None:
     """Benchmarks of fastpool against PyTorch, on this machine."""
+    if context.invoked_subcommand and device:
+        raise click.UsageError(f"--device goes without a command: fastpool bench --device {device}, or fastpool bench gpu with options")
+    if device:
+        context.invoke(gpu_command)
+    elif not context.invoked_subcommand:
+        click.echo(context.get_help())
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:

@@ -298,7 +298,8 @@ NOBODY, SEVERAL = -1, -2
 
 
 class _Visitors:
-    """The thread that was last at each unit of bytes and is not yet ordered before all others; or that several were, of one block or more."""
+    """The thread that was last at each unit of bytes and is not yet ordered before all others; or that several were, of one block or
+    more."""
 
     def __init__(self, size):
         self.thread, self.block = np.full(size, NOBODY, np.int32), np.full(size, NOBODY, np.int32)

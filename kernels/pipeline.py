@@ -102,7 +102,7 @@ class _Remembering:
         return getattr(self._context, name)
 
     def resolve_function_type(self, func, args, kws):
-        if kws or not isinstance(func, types.Function) or not all(isinstance(arg, _PLAIN) for arg in args):
+        if kws or not isinstance(func, types.Function) or not all(map(_is_data, args)):
             return self._context.resolve_function_type(func, args, kws)
         key = func, args
         if (found := _KNOWN.get(key)) is None:
@@ -111,7 +111,13 @@ class _Remembering:
 
 
 _KNOWN = {}
-_PLAIN = types.Number, types.Boolean, types.CPointer, types.NumberClass
+
+
+def _is_data(kind):
+    """Of a function's own type there is one a kernel: what is known of it is of no use to another, and would keep its code."""
+    if isinstance(kind, types.BaseTuple):
+        return all(map(_is_data, kind))
+    return isinstance(kind, types.Type) and not isinstance(kind, types.Callable)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

@@ -90,6 +90,16 @@ def test_control_c_keeps_finished_rows(on_the_cpu, monkeypatch, tmp_path):
 
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    ended = CliRunner().invoke(bench, ["gpu"])
-    assert ended.exit_code == 1
-    assert "PyTorch sees no GPU here" in ended.output
+    for arguments in (["gpu"], ["--device", "cuda"]):
+        ended = CliRunner().invoke(bench, arguments)
+        assert ended.exit_code == 1
+        assert "PyTorch sees no GPU here" in ended.output
+
+
+def test_a_device_goes_without_a_command():
+    ended = CliRunner().invoke(bench, ["--device", "cuda", "pool"])
+    assert ended.exit_code == 2
+    assert "--device goes without a command" in ended.output
+    alone = CliRunner().invoke(bench, [])
+    assert alone.exit_code == 0
+    assert "commute" in alone.output

@@ -1,22 +1,25 @@
 """CUDA kernels, by their PTX on a CPU (emulated.py): the tests of pooling's geometries, layouts and dtypes again, on that device."""
 
 import emulated
+import pytest
+import test_pooling
 from emulated import on_the_emulator  # noqa: F401
 from test_dtypes import test_average_of_integers_is_torchs, test_halves, test_selections  # noqa: F401
 from test_faces import test_values_and_gradients  # noqa: F401
 from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
 from test_pooling import (  # noqa: F401
+    GLOBAL,
+    SUMMING,
+    places,
     test_avg_counts,
     test_avg_is_torchs_at_any_geometry,
     test_first_inside_is_chosen_where_no_element_wins,
     test_global_pooling_of_one_column,
     test_global_selecting,
-    test_global_summing,
     test_lp_at_zero_and_infinity,
     test_lp_is_torchs_on_positive_input,
     test_max_is_torchs_at_any_geometry,
     test_selecting,
-    test_summing,
     test_unbatched_empty_and_memory_format,
 )
 from test_ranks import (  # noqa: F401
@@ -33,3 +36,23 @@ from test_stochastic import (  # noqa: F401
 from test_unpool import test_dtypes, test_round_trip_is_torchs  # noqa: F401
 
 pytestmark = emulated.needs_toolchain
+
+# A kernel is of one kind and one size of window, and its indices are of no kind: two kinds go through all geometries, the others through
+# two, and float64, which is another type of the same lines, through one.
+THROUGH_ALL, FEW = ("avg", "l2"), ("3x3s2p1", "asymmetric-dilated")
+
+
+def _goes(kind, geometry, dtype):
+    return geometry == FEW[0] if dtype == "f64" else kind in THROUGH_ALL or geometry in FEW
+
+
+@pytest.mark.parametrize(("kind", "geometry", "dtype"), [place for place in places(SUMMING) if _goes(*place)])
+def test_summing(kind, geometry, dtype):
+    test_pooling.test_summing(kind, geometry, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("kind", SUMMING)
+def test_global_summing(kind, dtype):
+    for shape in (*GLOBAL, (2, 3, 120, 157)) if (kind, dtype) == ("avg", "f32") else GLOBAL[1::3]:
+        test_pooling.test_global_summing(kind, shape, dtype)
