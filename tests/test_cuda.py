@@ -4,11 +4,13 @@ import emulated
 import pytest
 import test_pooling
 from emulated import on_the_emulator  # noqa: F401
-from test_dtypes import test_average_of_integers_is_torchs, test_halves, test_selections  # noqa: F401
+from test_dtypes import ONE, ROUNDED, test_average_of_integers_is_torchs  # noqa: F401
+from test_dtypes import test_halves as halves
 from test_faces import test_values_and_gradients  # noqa: F401
 from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
 from test_pooling import (  # noqa: F401
     GLOBAL,
+    SELECTING,
     SUMMING,
     places,
     test_avg_counts,
@@ -19,7 +21,6 @@ from test_pooling import (  # noqa: F401
     test_lp_at_zero_and_infinity,
     test_lp_is_torchs_on_positive_input,
     test_max_is_torchs_at_any_geometry,
-    test_selecting,
     test_unbatched_empty_and_memory_format,
 )
 from test_ranks import (  # noqa: F401
@@ -37,9 +38,10 @@ from test_unpool import test_dtypes, test_round_trip_is_torchs  # noqa: F401
 
 pytestmark = emulated.needs_toolchain
 
-# A kernel is of one kind and one size of window, and its indices are of no kind: two kinds go through all geometries, the others through
-# two, and float64, which is another type of the same lines, through one.
-THROUGH_ALL, FEW = ("avg", "l2"), ("3x3s2p1", "asymmetric-dilated")
+# A kernel is of one kind and one size of window, and its indices are of no kind: one kind that selects and one that sums go through all
+# geometries, the others through two, and float64, which is another type of the same lines, through one.  What of 16-bit floats and of
+# integers depends on a geometry, test_cuda_geometry.py asks.
+THROUGH_ALL, FEW = ("max", "avg"), ("3x3s2p1", "asymmetric-dilated")
 
 
 def _goes(kind, geometry, dtype):
@@ -49,6 +51,16 @@ def _goes(kind, geometry, dtype):
 @pytest.mark.parametrize(("kind", "geometry", "dtype"), [place for place in places(SUMMING) if _goes(*place)])
 def test_summing(kind, geometry, dtype):
     test_pooling.test_summing(kind, geometry, dtype)
+
+
+@pytest.mark.parametrize(("kind", "geometry", "dtype"), [place for place in places(SELECTING) if _goes(*place)])
+def test_selecting(kind, geometry, dtype):
+    test_pooling.test_selecting(kind, geometry, dtype)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(kind, dtype) for kind, dtype, place in dict.fromkeys(ROUNDED) if place == ONE])
+def test_halves(kind, dtype):
+    halves(kind, dtype, ONE)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])

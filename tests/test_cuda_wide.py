@@ -27,8 +27,8 @@ WIDE = {
     "3d-3s2p1": ((1, 4, 5, 6, 8), window((3, 3, 3), (2, 2, 2), (1, 1, 1))),
 }
 
-EVERY_KIND = "2x2s2", "2x5s1p2"
-"""Windows that lie side by side, and that overlap: enough for what the kinds differ by."""
+EVERY_KIND = "2x5s1p2"
+"""Windows that overlap: enough for what the kinds differ by."""
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def names(emulator):
 
 @pytest.mark.parametrize(
     ("kind", "geometry", "dtype"),
-    [(k, g, d) for k in SELECTING for g in WIDE for d in ("f32", "f64") if d == "f32" or g in EVERY_KIND],
+    [(k, g, d) for k in SELECTING for g in WIDE for d in ("f32", "f64") if d == "f32" or g == EVERY_KIND],
 )
 def test_selecting(emulator, kind, geometry, dtype):
     test_pooling.test_selecting(kind, f"wide {geometry}", dtype)
     assert "wide.forward" in names(emulator)
 
 
-@pytest.mark.parametrize(("kind", "geometry"), [(k, g) for k in SUMMING for g in WIDE if k == "avg" or g in EVERY_KIND])
+@pytest.mark.parametrize(("kind", "geometry"), [(k, g) for k in SUMMING for g in WIDE if k == "avg" or g == EVERY_KIND])
 def test_summing(emulator, kind, geometry):
     test_pooling.test_summing(kind, f"wide {geometry}", "f32")
     assert "wide.forward" in names(emulator)
