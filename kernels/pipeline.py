@@ -92,6 +92,10 @@ class _Lower(Lower):
         return cgutils.alloca_once(self.builder, lltype, name=name)  # Numba's asks LLVM for the size, for a debugger
 
 
+_KNOWN = {}
+"""(builtin function, types of its arguments) -> the signature."""
+
+
 class _Remembering:
     """A typing context that knows what a builtin function made of these types before: of three questions it is asked two again."""
 
@@ -108,9 +112,6 @@ class _Remembering:
         if (found := _KNOWN.get(key)) is None:
             found = _KNOWN[key] = self._context.resolve_function_type(func, args, kws)
         return found
-
-
-_KNOWN = {}
 
 
 def _is_data(kind):
