@@ -69,7 +69,8 @@ def _round(calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]
         settle()
         found[name] = _sample(call, 1)
         if (seconds := found[name][0]) < PRIMED:
-            _sample(call, math.ceil(PRIMING / seconds))
+            for _ in range(math.ceil(PRIMING / seconds)):
+                call()
             found[name] = _sample(call, repeats[name])
     return found
 
@@ -79,7 +80,7 @@ def _sample(call: Callable[[], object], repeats: int) -> tuple[float, float]:
     for _ in range(repeats):
         call()
     seconds = perf_counter() - start
-    return seconds / max(1, repeats), (page_faults() - faults) / max(1, repeats)
+    return seconds / repeats, (page_faults() - faults) / repeats
 
 
 def _steady(samples: Sequence[float]) -> bool:

@@ -203,6 +203,7 @@ def test_medians_take_turns():
 
 def test_a_first_round_of_single_calls_counts(monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE", 0)
+    monkeypatch.setattr(measure, "PRIMING", 0)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     measure.medians(calls, budget=0, least=2)
@@ -211,6 +212,20 @@ def test_a_first_round_of_single_calls_counts(monkeypatch):
     order.clear()
     measure.medians(calls, budget=0, least=2)
     assert order == ["a", "b"] * 2
+
+
+def test_what_is_timed_is_called_for_a_while_before(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(measure, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measure, "PRIMING", 5e-3)
+
+    def call():
+        calls.append(None)
+        now[0] += 2e-3 if len(calls) < 5 else 1e-3
+
+    # One says how long it takes, three more take 5 ms and do not count, one is the sample.
+    assert measure.medians({"a": call}, budget=0, least=1)["a"].ms == pytest.approx(1)
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize(
