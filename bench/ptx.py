@@ -86,7 +86,7 @@ class Program:
             self._add(" ".join(line.split()))
         self.targets = frozenset(self.labels.values())
         accesses = [i for i in self.instructions if i.opcode[0] in ("ld", "ldu", "st", "atom", "red") and "param" not in i.opcode]
-        self.smallest = min((i.type.itemsize for i in accesses), default=1)
+        self.smallest = min((i.type.itemsize for i in accesses), default=16)
         """Bytes that no access parts, as each is aligned."""
 
     def _add(self, line):

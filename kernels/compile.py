@@ -3,8 +3,8 @@
 ``@specialised`` turns a factory of Python functions into a factory of compiled *workers* (see launch.py).  What makes two
 compilations the same is written down, not found out by pickling closures: the factory, its arguments, the text of the sources,
 and the compiler and CPU.  So a second process compiles nothing, and an edited source recompiles what depends on it: an arithmetic
-file its own kernels, every other file of ``kernels/`` those of the files that import it.  (Numba's own cache misses on closures over
-dispatchers, goes stale on closures over imported helpers, and does not notice an edited intrinsic.)
+file its own kernels, every other file of ``kernels/`` those of the files that import it or call its nests.  (Numba's own cache misses on
+closures over dispatchers, goes stale on closures over imported helpers, and does not notice an edited intrinsic.)
 """
 
 import ast
@@ -116,7 +116,8 @@ def kept():
 def prune(superseded=False):
     """Delete what no process loaded for 30 days; with ``superseded`` also what other sources, compilers or CPUs made.  What went.
 
-    Safe beside other processes: a file is read in one go, and one that is missing is compiled.
+    Safe beside other processes: a file is read in one go, and one that is missing is compiled.  Not told from present ones are those of a
+    worker that calls another nest (``across``, ``few``, ``conv_pool``) whose file alone was edited: these go after 30 days.
     """
     sizes = []
     for path, stat in _files():

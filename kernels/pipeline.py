@@ -3,8 +3,9 @@
 A kernel is one worker and some thirty small functions that are all inlined into it.  Numba's own pipeline optimises each of them,
 optimises it again in everything that calls it, and writes machine code for each, which nobody runs.  Here such a function stays as it
 was lowered (``Part``) until the worker that it ends in is linked and optimised as one (``Whole``).  Left out is what no kernel has a use
-for: ``with`` blocks, array expressions, closures, reference counts and the lives of variables.  The machine code is the same, but for an
-error's path that LLVM now sees is never taken.
+for: ``with`` blocks, array expressions, closures, reference counts and the lives of variables.  The machine code is as quick: of
+100 kernels 44 are the same to the letter, others but for an error's path that LLVM now sees is never taken, or for its order; 196 times of
+forward and backward are 1.00 of what they were in the geometric mean.
 
 Measured, CPU seconds for 100 kernels of pooling and convolution: Numba's pipeline of one optimisation a kernel 0.77 each, 0.57 without
 counts and lives, with each part linked once, and with builtin functions' types remembered, 0.49 with no garbage collected meanwhile.

@@ -47,6 +47,11 @@ class Emulator(cuda_model.Emulator):
             self._known[address] = size, tensor.detach()
 
 
+def names(emulator):
+    """Of the kernels that were launched."""
+    return [kernel.name for kernel, _ in emulator.launches]
+
+
 @contextlib.contextmanager
 def device(cc=(8, 0), emulator=None):
     """The ``Emulator``, or another that knows and launches as it does, that what is called inside runs on."""

@@ -4,8 +4,9 @@ import emulated
 import pytest
 import test_pooling
 from emulated import on_the_emulator  # noqa: F401
-from test_dtypes import ONE, ROUNDED, test_average_of_integers_is_torchs  # noqa: F401
+from test_dtypes import ONE, ROUNDED, SELECTIONS, test_average_of_integers_is_torchs  # noqa: F401
 from test_dtypes import test_halves as halves
+from test_dtypes import test_selections as selections
 from test_faces import test_values_and_gradients  # noqa: F401
 from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
 from test_pooling import (  # noqa: F401
@@ -58,9 +59,18 @@ def test_selecting(kind, geometry, dtype):
     test_pooling.test_selecting(kind, geometry, dtype)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(kind, dtype) for kind, dtype, place in dict.fromkeys(ROUNDED) if place == ONE])
-def test_halves(kind, dtype):
-    halves(kind, dtype, ONE)
+# Other ranks, bins and whole maps have kernels of their own.
+PLACES = ONE, "bins", "map", "1-d", "3-d"
+
+
+@pytest.mark.parametrize(("kind", "dtype", "place"), [found for found in dict.fromkeys(ROUNDED) if found[2] in PLACES])
+def test_halves(kind, dtype, place):
+    halves(kind, dtype, place)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "place"), [found for found in SELECTIONS if found[2] in PLACES[1:]])
+def test_selections(kind, dtype, place):
+    selections(kind, dtype, place)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as T
 from cases import LAYOUTS, adversarial
+from emulated import names
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_pooling import leaf
@@ -35,16 +36,15 @@ def geometries(draw):
     return (draw(st.integers(1, 2)), channels, height, width), (kernel, stride, padding), draw(st.booleans())
 
 
-def names(emulator):
-    return {kernel.name for kernel, _ in emulator.launches}
-
-
 def exact(x):
     return x.double().nan_to_num(77)
 
 
-@pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
-def test_maxima(dtype):
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*(("max", dtype) for dtype in FLOATS + INTEGERS), ("min", "float16"), ("min", "uint8"), ("min", "int64")]
+)
+def test_selections(kind, dtype):
+    pool, sign = getattr(F, f"{kind}_pool2d"), 1 if kind == "max" else -1
     dtype, seen = getattr(torch, dtype), set()
 
     @hundred
@@ -53,11 +53,11 @@ def test_maxima(dtype):
         torch.manual_seed(seed)
         (shape, window, ceil), floats = geometry, dtype.is_floating_point
         x = LAYOUTS[layout](adversarial(shape, dtype, special=dtype != torch.int64))  # whose extremes are one float64
-        a, b = leaf(x) if floats else x, leaf(x.double())
+        a, b = leaf(x) if floats else x, leaf(sign * x.double())
         with emulated.device() as emulator:
-            y, at = F.max_pool2d(a, *window, ceil_mode=ceil, return_indices=True)
+            y, at = pool(a, *window, ceil_mode=ceil, return_indices=True)
             theirs, theirs_at = T.max_pool2d(b, *window, ceil_mode=ceil, return_indices=True)
-            assert torch.equal(exact(y), exact(theirs))
+            assert torch.equal(exact(y), exact(sign * theirs))
             assert torch.equal(at, theirs_at)
             if floats:
                 gy = torch.randint(-4, 5, y.shape)

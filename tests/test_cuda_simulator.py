@@ -10,7 +10,7 @@ from processes import ROOT, run
 pytestmark = emulated.needs_toolchain
 
 PROGRAM = """
-import ctypes, sys, warnings
+import sys, warnings
 sys.path.insert(0, {tests!r})
 import numpy as np, torch, torch.nn.functional as T
 from numba import config, cuda, types

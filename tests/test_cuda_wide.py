@@ -5,6 +5,7 @@ import pytest
 import test_pooling
 import torch
 from cases import GEOMETRIES, LAYOUTS, adversarial, window
+from emulated import names
 from fastpool.kernels.pool import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,10 +38,6 @@ def emulator(monkeypatch):
         monkeypatch.setitem(GEOMETRIES, f"wide {name}", geometry)
     with emulated.device() as found:
         yield found
-
-
-def names(emulator):
-    return [kernel.name for kernel, _ in emulator.launches]
 
 
 @pytest.mark.parametrize(

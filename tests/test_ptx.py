@@ -503,6 +503,12 @@ WRONG = {
     "race: .*st.global.u8": ("cvt.u64.u32 %rd1, %r0;\nshr.u64 %rd1, %rd1, 1;\nadd.s64 %rd1, %rd1, %rd0;\nst.global.u8 [%rd1], %r0;", {}),
     "race: .*p0 st": ("ld.global.u32 %r1, [%rd0];\nsetp.eq.u32 %p0, %r0, 63;\n@%p0 st.global.u32 [%rd0], %r0;", {}),
     "race: .*st.global.u32": ("red.global.add.u32 [%rd0], %r0;\nsetp.eq.u32 %p0, %r0, 5;\n@%p0 st.global.u32 [%rd0], %r0;", {}),
+    # A byte of what another thread wrote four of.
+    "race: .*ld.global.u8": (
+        moved("u32", "st", "%r0", 0)
+        + "xor.b32 %r1, %r0, 1;\nmul.wide.u32 %rd1, %r1, 4;\nadd.s64 %rd1, %rd1, %rd0;\nld.global.u8 %h1, [%rd1+3];",
+        {},
+    ),
     "no such operation": ("wmma.load;", {}),
     "no such operation here: bar.warp": ("bar.warp.sync -1;", {}),
     "no such operation here: add.cc": ("add.cc.u32 %r1, %r0, %r0;", {}),
