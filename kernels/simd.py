@@ -494,7 +494,10 @@ def settle(tyctx):
 
 @intrinsic
 def store_masked(tyctx, y, offset, x, mask):
-    """y[offset + i] = x[i] where mask holds; nothing else is written."""
+    """y[offset + i] = x[i] where mask holds; nothing else is written.
+
+    Not for what a loop reads back: LLVM 22.1 moved a load of the same place out of such a loop.  There ``where`` and ``store``.
+    """
 
     def codegen(ctx, b, sig, args):
         _store_masked(b, _at(b, args[0], args[1]), x, y.dtype, args[3], args[2])
@@ -864,6 +867,18 @@ def where(tyctx, condition, x, y):
     fits = isinstance(condition, types.Boolean) or (isinstance(condition, Mask) and condition.lanes == x.lanes)
     if fits and x == y:
         return x(condition, x, y), lambda ctx, b, sig, args: b.select(*args)
+
+
+@intrinsic
+def where_each(tyctx, mask, xs, ys):
+    """``where`` of each of two tuples."""
+
+    def codegen(ctx, b, sig, args):
+        found = [b.select(args[0], *(b.extract_value(values, i) for values in args[1:])) for i in range(len(xs))]
+        return ctx.make_tuple(b, xs, found)
+
+    if xs == ys and all(vec.lanes == mask.lanes for vec in xs):
+        return xs(mask, xs, ys), codegen
 
 
 # Arithmetic
