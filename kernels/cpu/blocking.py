@@ -113,6 +113,12 @@ def l2_bytes():
 
 
 @functools.cache
+def l3_bytes():
+    """Of what the cores of one share, 32 MiB where the system does not say."""
+    return _cache("index3/size", 32 << 20)
+
+
+@functools.cache
 def l1_sets():
     """(sets of L1, lines that one holds), those of 32 KiB where the system does not say."""
     return _cache("index0/number_of_sets", 64), _cache("index0/ways_of_associativity", 8)
@@ -255,6 +261,7 @@ __all__ = [
     "Tile",
     "bands",
     "l2_bytes",
+    "l3_bytes",
     "padded",
     "pitch",
     "pixel_tile",

@@ -11,6 +11,7 @@ from ..geometry import Geometry, dense_strides
 from ..simd import LINE, native_lanes, number
 from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
 from . import channels_last as last
+from .blocking import l3_bytes
 from .geometry import Tables, itemsize, lanes_for, stored_dtype
 from .reduction import index, members
 
@@ -20,9 +21,10 @@ MOST_TAPS, MOST_STRIDE = 8, 4
 JOBS = 16
 """A batch of fewer planes is split into bands of rows until there are about this many jobs."""
 
-PAST = 64 << 20
-"""Bytes of a result from which on it is written past the caches (``simd.store_past``).  Where that turns depends on the last level's size
-and on who else uses it: 25 MB were written twice as fast through it, 100 MB 2.5 times as fast past it (a Xeon of 480 MB for 60 cores)."""
+PAST = min(64 << 20, l3_bytes() // 2)
+"""Bytes of a result from which on it is written past the caches (``simd.store_past``).  Of 480 MB for 60 cores (a Xeon) 25 MB were written
+twice as fast through L3, 100 MB 2.5 times as fast past it.  Of 32 MB (Zen 5, one thread): 25 MB, 8x256x56x56 channels_last, forward and
+backward in turns, ms: max 2x2 s1 4.0 through it and 2.5 past it, s2 2.4 and 1.9, avg 2x2 s1 3.3 and 1.7; 13 MB mixed on two threads."""
 
 MOST_ROWS = 3
 """Rows, columns and strides of the windows that are written out whole: the usual ones, or every odd window would cost a compilation."""

@@ -11,9 +11,18 @@ from .reduction import bare, tupled
 DEPTH, LEVELS = 16, 4
 
 
-def cascade(block, combine, empty, unit):
+def cascade(block, combine, empty, unit, twice=False):
     """(start, stop, args) -> the state of elements start .. stop - 1, by ``block``, which does it for up to DEPTH * unit of them; and
-    DEPTH * unit.  ``empty(args)``: the state of none."""
+    DEPTH * unit.  ``empty(args)``: the state of none.  ``twice``: ``block`` is compiled for that length too, and the last, of any
+    length, may be of up to twice as many."""
+    least = DEPTH * unit
+
+    @jitable
+    def known(start, stop, args):
+        total, last = empty(args), start + max(0, (stop - start) // least - 1) * least
+        for at in range(start, last, least):
+            total = combine(total, block(at, at + least, args))
+        return combine(total, block(last, stop, args))
 
     def larger(smaller, size):
         @jitable
@@ -25,11 +34,10 @@ def cascade(block, combine, empty, unit):
 
         return blocks
 
-    size = unit
-    for _ in range(LEVELS):
-        size *= DEPTH
-        block = larger(block, size)
-    return block, DEPTH * unit
+    reduce = known if twice else larger(block, least)
+    for level in range(1, LEVELS):
+        reduce = larger(reduce, least * DEPTH**level)
+    return reduce, least
 
 
 def transposed(combine, parts, lanes):
