@@ -6,9 +6,22 @@ from fastpool.kernels.compile import specialised
 from fastpool.kernels.cpu import peak
 from fastpool.kernels.cpu.number import jitable
 from fastpool.kernels.number import fused
-from fastpool.kernels.simd import between, bfloat16, float16, load, pointer, repeat, splat, store, store_masked, unroll, with_phase
+from fastpool.kernels.simd import (
+    between,
+    bfloat16,
+    float16,
+    load,
+    load_one,
+    pointer,
+    repeat,
+    splat,
+    store,
+    store_masked,
+    unroll,
+    with_phase,
+)
 from fastpool.kernels.simd import phase as of
-from fastpool.kernels.tile import add_outer, columns, each, load_several, store_columns, store_tile, tile_of, tile_of_each
+from fastpool.kernels.tile import add_outer, add_window, columns, each, load_several, store_columns, store_tile, tile_of, tile_of_each
 from numba import float32, float64
 from test_simd import run
 
@@ -259,3 +272,70 @@ def test_two_threads_do_twice_the_work(monkeypatch):
     monkeypatch.setattr(peak, "launch", lambda worker, jobs, args, threads: asked.append((jobs, threads)))
     peak.gflops(2, samples=1)
     assert asked == [(2, 2), (2, 2)]
+
+
+@specialised
+def windows(dtype, lanes, rows, high, along, down, across, edges):
+    """A tile of ones, and the products of a window whose first tap is at x[first]; ``edges``: args 3 .. 6 say where that lies in a map."""
+    L, G, taps, steps = lanes, rows, high * along, (down, across)
+
+    @jitable
+    def weight(found, k, args):
+        return with_phase(found, k, load_one(args[0], k, L))
+
+    @jitable
+    def put(tile, r, args):
+        store(args[0], r * L, of(tile, r))
+        return tile
+
+    def kernel(args, start, stop):
+        x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
+        first, apart = args[3], args[4]
+        one = splat(dtype(1), L)
+        weights = unroll(weight, taps, repeat(one, taps), (w,))
+        if edges:
+            tile = add_window(repeat(one, G), x, first, apart, weights, along, steps, (args[5], args[6], args[7], args[8]))
+        else:
+            tile = add_window(repeat(one, G), x, first, apart, weights, along, steps, ())
+        unroll(put, G, tile, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "high", "along", "down", "across"), [(1, 1, 1, 1, 1), (3, 3, 3, 1, 1), (2, 2, 3, 2, 2), (4, 1, 2, 3, 1)])
+def test_a_window_is_added(dtype, lanes, rows, high, along, down, across):
+    """Inside a map, and over each of its edges, beyond which is NaN."""
+    kind = np.dtype(str(FLOATS[dtype]))
+    H, W = 14, 70
+    memory = np.full((H + 16, W + 80), NAN, kind)
+    memory[8:-8, 40:-40] = numbers(kind, H, W)
+    zeros = np.nan_to_num(memory)
+    w = numbers(kind, high * along)
+    for top, left in ((0, 0), (-1, 0), (0, -2), (3, W - 5), (H - 2, 3), (-8, 1), (-1, -1)):
+        for edges in (False, True):
+            inside = top >= 0 and left >= 0 and top + (rows - 1) * down + high <= H and left + (lanes + along) * across <= W
+            if not edges and not inside:
+                continue
+            out, first = np.full(rows * lanes, NAN, kind), (8 + top) * memory.shape[1] + 40 + left
+            run(
+                windows(FLOATS[dtype], lanes, rows, high, along, down, across, edges),
+                memory,
+                w,
+                out,
+                first,
+                memory.shape[1],
+                top,
+                H,
+                left,
+                W,
+            )
+            expected = [
+                1 + sum(
+                    zeros[8 + top + r * down + h, 40 + left + i * across + k] * w[h * along + k] for h in range(high) for k in range(along)
+                )
+                for r in range(rows)
+                for i in range(lanes)
+            ]  # fmt: skip
+            assert out.tolist() == expected

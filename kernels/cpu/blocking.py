@@ -55,6 +55,9 @@ PIECE = 0.75
 DEPTHWISE = 8
 """Pixels of a tile of depthwise convolution, at most: they share each register of weights."""
 
+WINDOW = 25
+"""Taps of a window up to which depthwise convolution writes a tile out whole."""
+
 L1 = 1 << 15
 """Bytes of what should stay there."""
 
@@ -191,6 +194,13 @@ def plane_tile(width, rows, lanes):
     most = min(ACCUMULATORS, registers() - 3)
     cols = min(range(1, min(most, -(-width // lanes)) + 1), key=lambda n: (-(-width // (n * lanes)) * n, -n))
     return -(-rows // -(-rows // max(1, most // cols))), cols
+
+
+def window_rows(rows, taps, step):
+    """Output rows of a tile of depthwise convolution that reads contiguous maps as they lie: each row of x is loaded once for all.  With
+    steps of 2 there are twice as many rows, whose registers would not be enough: 96x112x112 160 us by 8 rows and 132 by 4."""
+    most = min(DEPTHWISE // step, max(4, registers() - taps - 4))
+    return -(-rows // -(-rows // most))
 
 
 def pixels_together(count):

@@ -119,6 +119,8 @@ def _part(problem, after, most=None):
     if problem.groups > 1 and problem.inputs == problem.outputs == 1:
         if problem.channels_last:
             return _Depthwise(problem, after)
+        if _reads_rows(problem):
+            return _DepthwiseRows(problem, after)
         if problem.axes[2].step <= PHASES:
             return _depthwise_planes(problem, after)
     _, height, width = problem.axes
@@ -175,6 +177,56 @@ def _inside(axes, x_strides):
         taps[i, : len(axis.offsets)] = np.array(axis.offsets, int) * stride
     steps = (axis.step * stride for axis, stride in zip(axes, x_strides[2:], strict=True))
     return np.ascontiguousarray(np.concatenate(inside), np.int64), taps, tuple(steps)
+
+
+def _reads_rows(problem):
+    """Whether ``depthwise.forward_rows`` can run it."""
+    depth, height, width = problem.axes
+    flat = depth.step == 1 and depth.offsets == (0,)
+    small = 0 < len(problem.weight_taps) <= blocking.WINDOW and max(height.step, width.step) <= 2
+    return flat and small and _lie_side_by_side(height) and _lie_side_by_side(width) and problem.y_strides[4] == 1
+
+
+def _lie_side_by_side(axis):
+    """Whether an axis's taps do, in any order."""
+    return max(axis.offsets) - min(axis.offsets) == len(axis.offsets) - 1
+
+
+class _DepthwiseRows(_Part):
+    """A depthwise correlation of contiguous maps by windows side by side."""
+
+    panel = 0
+
+    def __init__(self, problem, after):
+        dtype, real, channels = problem.dtype, number(problem.dtype), problem.groups
+        depth, height, width = problem.axes
+        taps, lanes = len(problem.weight_taps), lanes_for(dtype, width.outputs)
+        high, along = len(height.offsets), len(width.offsets)
+        self.itemsize = itemsize(real)
+        self.packed = channels * (taps + 1)
+        self.start = problem.y_start * itemsize(dtype)
+        self.products = problem.images * channels * taps * depth.outputs * height.outputs * width.outputs
+        ordered = np.array(problem.weight_taps, np.int64).reshape(high, along)[np.argsort(height.offsets)][:, np.argsort(width.offsets)]
+        self.form = dtype, "rows", tuple(ordered.ravel()), problem.weight_steps
+        self.tables = np.ascontiguousarray(ordered)
+        planes = problem.images * channels * depth.outputs
+        rows = blocking.window_rows(height.outputs, taps, height.step)
+        bands = max(1, min(blocking.JOBS // planes, height.outputs // rows))
+        band = blocking.padded(-(-height.outputs // bands), rows)
+        bands = -(-height.outputs // band)
+        shape = problem.images, channels, *(axis.size for axis in problem.axes)
+        end = 1 + sum((size - 1) * stride for size, stride in zip(shape, problem.x_strides, strict=True))
+        xn, xc, *x_steps, _ = problem.x_strides
+        yn, yc, *y_steps, _ = problem.y_strides
+        self.sizes = (
+            *(channels, depth.outputs, height.outputs, width.outputs, height.size, width.size, bands, band),
+            *(min(height.offsets), min(width.offsets), end, xn, xc, *x_steps, yn, yc, *y_steps),
+        )
+        self.nest, self.constants = depthwise.forward_rows, (dtype, lanes, rows, high, along, height.step, width.step, after)
+        self.jobs = planes * bands
+        self.packing = functools.partial(weights.pack, dtype, lanes_for(dtype, 1), 1)
+        self.blocks = channels
+        self.pack_sizes = self.tables.ctypes.data, 1, 1, 1, taps, *problem.weight_steps
 
 
 PHASES = 4
