@@ -181,11 +181,21 @@ def add_scaled(tyctx, tile, x, at, step, weight, cols):
         return tile(tile, x, types.int64, types.int64, weight, cols), codegen
 
 
+def _either(b, *cases):
+    """The value of the block that control came from, of (value, block) pairs; at the start of a block."""
+    if len({id(value) for value, _ in cases}) == 1:
+        return cases[0][0]
+    found = b.phi(cases[0][0].type)
+    for case in cases:
+        found.add_incoming(*case)
+    return found
+
+
 @intrinsic(prefer_literal=True)
 def add_window(tyctx, tile, x, at, apart, weights, along, stride, between):
     """tile[r] += x[at + (stride[0] * r + h) * apart + stride[1] * lane + w] * weights[h * along + w] for each h and w, each product fused
     with its sum; ``along`` and ``stride`` are literal.  Each row of x, ``apart`` elements from the last, is loaded once for all rows of the
-    tile.  ``between``: () or (top, H, left, W), where x[at] lies in a map, outside of which x is zero."""
+    tile.  ``between``: () or (top, H, left, W), where x[at] lies in a map, outside of which x is zero and rows are left out."""
     vec, K, (down, across) = tile.dtype, along.literal_value, (s.literal_value for s in stride)
     high = weights.count // K
     inside = len(between) > 0
@@ -198,25 +208,35 @@ def add_window(tyctx, tile, x, at, apart, weights, along, stride, between):
         firsts = [i * across + k * vec.lanes for i in range(-(-K // across)) for k in range(across)]
         if inside:
             top, height, left, width = (b.extract_value(place, i) for i in range(4))
-            columns = [b.add(left, ir.Constant(I64, first)) for first in firsts]
-        for row in range((tile.count - 1) * down + high):
+            zero = ir.Constant(I64, 0)
+            masks = [_inside(b, b.add(left, ir.Constant(I64, first)), zero, width, vec.lanes) for first in firsts]
+
+        def added(row):
+            """The accumulators with a row of x."""
             base = _at(b, pointer, b.add(at, b.mul(apart, ir.Constant(I64, row))))
             wholes = [_at(b, base, ir.Constant(I64, first)) for first in firsts]
             if inside:
-                # As an unsigned number a line above the map is far below it.  A mask a load is quicker than one a column, which registers
-                # of masks would have to hold: 96x112x112 with steps of 2 147 us and 162.
-                end = b.select(b.icmp_unsigned("<", b.add(top, ir.Constant(I64, row)), height), width, ir.Constant(I64, 0))
-                masks = [_inside(b, column, ir.Constant(I64, 0), end, vec.lanes) for column in columns]
                 wholes = [_load_masked(b, whole, vec, x.dtype, mask, zeros) for whole, mask in zip(wholes, masks, strict=True)]
             else:
                 wholes = [_load_whole(b, whole, vec, x.dtype) for whole in wholes]
             taps = [tap for i in range(0, len(wholes), across) for tap in _deinterleave(b, wholes[i : i + across], vec.lanes)]
+            found = list(accumulators)
             for r in range(tile.count):
                 h = row - r * down
-                if 0 <= h < high:
-                    for w in range(K):
-                        product = [taps[w], b.extract_value(weight, h * K + w), accumulators[r]]
-                        accumulators[r] = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), product)
+                for w in range(K if 0 <= h < high else 0):
+                    product = [taps[w], b.extract_value(weight, h * K + w), found[r]]
+                    found[r] = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), product)
+            return found
+
+        for row in range((tile.count - 1) * down + high):
+            if not inside:
+                accumulators = added(row)
+                continue
+            before = b.block
+            # As an unsigned number a line above the map is far below it.
+            with b.if_then(b.icmp_unsigned("<", b.add(top, ir.Constant(I64, row)), height), likely=True):
+                found, there = added(row), b.block
+            accumulators = [_either(b, (old, before), (new, there)) for old, new in zip(accumulators, found, strict=True)]
         return ctx.make_tuple(b, tile, accumulators)
 
     if number(x.dtype) == vec.dtype == weights.dtype.dtype:

@@ -371,3 +371,11 @@ def test_under_torch_compile():
     torch.testing.assert_close(y, T.hardtanh(T.max_pool2d(T.gelu(x), 2)))
     (gx,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gx, torch.autograd.grad(T.hardtanh(T.max_pool2d(T.gelu(x), 2)).sum(), x)[0])
+
+
+@pytest.mark.parametrize("width", [36, 11])
+def test_where_the_activation_is_flat_no_element_far_to_the_right_is_chosen_either(width):
+    """Windows side by side count their taps from the first one's column, and no tap at all is below 0."""
+    x = (-torch.rand(2, 3, 8, 8 * width) - 1).requires_grad_()
+    F.max_pool2d(x, (1, width), after="relu").sum().backward()
+    assert not x.grad.any()

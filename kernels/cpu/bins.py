@@ -27,6 +27,7 @@ from ..simd import (
     store_masked,
     store_past,
     unroll,
+    where,
     where_each,
 )
 from . import ahead
@@ -72,8 +73,8 @@ def forward(kind, dtype, saved, saves, lanes):
         @jitable
         def add_last(state, i, args):
             x, at, apart, taps, KW, x_end, fill, p = args
-            here = load_masked(x, at + i * apart, between(at + i * apart, 1, at, x_end, L), fill)
-            return step(state, here, taps + splat(int32(i * KW), L), p)
+            here = at + i * apart
+            return step(state, load_masked(x, here, between(here, 1, here, x_end, L), fill), taps + splat(int32(i * KW), L), p)
 
         @jitable
         def reduce(columns, count, fresh, args):
@@ -90,11 +91,15 @@ def forward(kind, dtype, saved, saves, lanes):
         return reduce
 
     @jitable
-    def across_columns(columns, first, end, before):
+    def taken(columns, first, end, empty):
+        """What a window takes of the columns."""
+        if end - first <= L:
+            return where_each(between(0, 1, 0, max(0, end - first), L), load_each(columns, first, L), empty)
+        state = empty
         for at in range(first, end, L):
-            both = tuple_of(combine(bare_of(before), bare_of(load_each(columns, at, L))))
-            before = where_each(between(at, 1, at, end, L), both, before)
-        return before
+            both = tuple_of(combine(bare_of(state), bare_of(load_each(columns, at, L))))
+            state = where_each(between(at, 1, at, end, L), both, state)
+        return state
 
     one_row, rows_together = reducing(1), reducing(ROWS)
 
@@ -108,13 +113,16 @@ def forward(kind, dtype, saved, saves, lanes):
         states, columns, counts, origins = scratch(), chunk(), stacked(L, real), stacked(L, int32)
         plane, od, oh, ow = start // (OD * OH), start // OH % OD, start % OH, 0
         n, c = plane // C, plane % C
+        # Where more columns lie between windows than in them, each goes by itself.
+        together = 1 if OW > 1 and spans_w[3] - spans_w[0] > 2 * KW else OW
         for out in range(start * OW, stop * OW, L):
             filled, several = 0, min(L, stop * OW - out)
             for i in range(several, L):
                 store_each(states, i * L, tuple_of(empty(0)))
+                counts[i] = real(1)  # a division of integers by nothing would end the process
             while filled < several:
                 # The windows of one row of outputs go through their rows together, so that memory is read in its order.
-                run, row_count = min(OW - ow, several - filled), counts_d[od] * counts_h[oh]
+                run, row_count = min(OW - ow, several - filled, together), counts_d[od] * counts_h[oh]
                 source = n * stride_n + c * stride_c + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
                 d0, d1, h0, h1 = spans_d[3 * od + 1], spans_d[3 * od + 2], spans_h[3 * oh + 1], spans_h[3 * oh + 2]
                 low = spans_w[3 * ow] + spans_w[3 * ow + 1]
@@ -134,20 +142,16 @@ def forward(kind, dtype, saved, saves, lanes):
                                 kh += 1
                             fresh = False
                     for i in range(run):
-                        at, place = 3 * (ow + i), filled + i
-                        origin = spans_w[at] - left
-                        end = min(count, origin + spans_w[at + 2])
-                        first = min(max(0, origin + spans_w[at + 1]), max(0, end))
+                        span, place = 3 * (ow + i), filled + i
+                        origin = spans_w[span] - low
+                        end = min(count, spans_w[span] + spans_w[span + 2] - left)
+                        first = min(max(0, spans_w[span] + spans_w[span + 1] - left), max(0, end))
+                        state = taken(columns, first, end, tuple_of(empty((d0 * KH + h0) * KW + origin + spans_w[span + 1])))
                         if left > low:
-                            before = load_each(states, place * L, L)
+                            state = tuple_of(combine(bare_of(load_each(states, place * L, L)), bare_of(state)))
                         else:
-                            before = tuple_of(empty((d0 * KH + h0) * KW + origin + spans_w[at + 1]))
                             counts[place], origins[place] = row_count * counts_w[ow + i], int32(origin)
-                        if left == low and end - first <= L:
-                            inside = between(first, 1, first, max(first, end), L)
-                            store_each(states, place * L, where_each(inside, load_each(columns, first, L), before))
-                        else:
-                            store_each(states, place * L, across_columns(columns, first, end, before))
+                        store_each(states, place * L, state)
                 filled, ow = filled + run, ow + run
                 if ow == OW:
                     ow, oh = 0, oh + 1
@@ -158,8 +162,8 @@ def forward(kind, dtype, saved, saves, lanes):
                             if c == C:
                                 c, n = 0, n + 1
             value, choice = finish(across(states), load(counts, 0, L), size, p)
-            if counts_taps:
-                choice = choice - load(origins, 0, L)
+            if counts_taps:  # from the window's own origin; below 0 is none
+                choice = where(choice < splat(int32(0), L), choice, choice - load(origins, 0, L))
             if several == L:
                 store(y, out, value)
                 if saves:

@@ -53,10 +53,11 @@ PIECE = 0.75
 """Cycles of a step for each row of a tile but the first: its address takes a register.  14 rows of 1 pixel are half as fast as 1 of 14."""
 
 DEPTHWISE = 8
-"""Pixels of a tile of depthwise convolution, at most: they share each register of weights."""
+"""Pixels of a tile of depthwise convolution with lanes across channels, and rows of one with lanes across pixels that reads maps as they
+lie, at most: they share each register of weights, or of x."""
 
 WINDOW = 25
-"""Taps of a window up to which depthwise convolution writes a tile out whole."""
+"""Taps up to which depthwise convolution of contiguous maps reads them as they lie: each is an instruction for every row of a tile."""
 
 L1 = 1 << 15
 """Bytes of what should stay there."""

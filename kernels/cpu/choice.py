@@ -497,10 +497,11 @@ def _bins_backward(asked):
         tables.windows(0), tables.windows(1), tables.spans(2), *tables.counts(), *geometry.shape[1:], *tables.out, *geometry.strides[:4],
         *tables.window.kernel_size,
     )  # fmt: skip
-    if tables.once and tables.out[2] > 1 and geometry.shape[4] <= bins.CHUNK:
+    once, several = tables.once, tables.out[2] > 1  # of one window a row nothing needs to be spread
+    if once and several and geometry.shape[4] <= bins.CHUNK:
         return Choice(bins.spread, (kind, dtype, kept, native_lanes(dtype)), _elements(*geometry.shape[:4]), sizes, tables)
     past = geometry.window is None and _goes_past(dtype, _elements(*geometry.shape), geometry.shape[4])
-    return Choice(bins.backward, (kind, dtype, kept, native_lanes(dtype), tables.once, past), _elements(*geometry.shape[:4]), sizes, tables)
+    return Choice(bins.backward, (kind, dtype, kept, native_lanes(dtype), once, past), _elements(*geometry.shape[:4]), sizes, tables)
 
 
 def _rounded(size, step):

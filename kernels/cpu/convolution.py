@@ -211,7 +211,7 @@ class _DepthwiseRows(_Part):
         self.tables = np.ascontiguousarray(ordered)
         planes = problem.images * channels * depth.outputs
         rows = blocking.window_rows(height.outputs, taps, height.step)
-        bands = max(1, min(blocking.JOBS // planes, height.outputs // rows))
+        bands = max(1, min(blocking.JOBS // max(1, planes), height.outputs // rows))
         band = blocking.padded(-(-height.outputs // bands), rows)
         bands = -(-height.outputs // band)
         shape = problem.images, channels, *(axis.size for axis in problem.axes)

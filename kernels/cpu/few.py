@@ -48,7 +48,7 @@ arguments of a nest."""
 
 def _banded(nest, constants):
     """(arguments, plane, band, bands of a plane, its rows, the band's first row and end): another nest's worker for a band, inlined."""
-    run, by_rows = inlined(nest, *constants), nest in (bins.forward, bins.backward)
+    run, by_rows = inlined(nest, *constants), nest in (bins.forward, bins.spread, bins.backward)
 
     @jitable
     def pool(arguments, plane, b, bands, rows, first, end):
@@ -215,7 +215,7 @@ def whole_forward(kind, dtype, saved, saves, lanes, channels):
             states = unroll(stepped, channels, states, (values, splat(int32(at), L) + lane_index(int32, L), p))
         return states
 
-    everything, _ = cascade(block, combine, empty, L)
+    everything = cascade(block, combine, empty, L)
 
     @jitable
     def laid(states, c, array):

@@ -12,9 +12,9 @@ DEPTH, LEVELS = 16, 4
 
 
 def cascade(block, combine, empty, unit, twice=False):
-    """(start, stop, args) -> the state of elements start .. stop - 1, by ``block``, which does it for up to DEPTH * unit of them; and
-    DEPTH * unit.  ``empty(args)``: the state of none.  ``twice``: ``block`` is compiled for that length too, and the last, of any
-    length, may be of up to twice as many."""
+    """(start, stop, args) -> the state of elements start .. stop - 1, by ``block``, which does it for up to DEPTH * unit of them.
+    ``empty(args)``: the state of none.  ``twice``: ``block`` is compiled for that length too, and the last, of any length, may be of up to
+    twice as many."""
     least = DEPTH * unit
 
     @jitable
@@ -37,7 +37,7 @@ def cascade(block, combine, empty, unit, twice=False):
     reduce = known if twice else larger(block, least)
     for level in range(1, LEVELS):
         reduce = larger(reduce, least * DEPTH**level)
-    return reduce, least
+    return reduce
 
 
 def transposed(combine, parts, lanes):

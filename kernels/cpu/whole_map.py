@@ -92,7 +92,7 @@ def _whole_image(A, dtype, lanes, group, bounded, asking):
             states = unroll(stepped, group, states, (x, at, channel, C, splat(int32(pixel), L), fill, p))
         return states
 
-    return cascade(block, combine, empty, 1)[0]
+    return cascade(block, combine, empty, 1)
 
 
 @specialised

@@ -91,7 +91,7 @@ def _planes(A, dtype, lanes, together):
         return with_phase(states, i, step(phase(states, i), here, taps + splat(int32(i * apart), L), p))
 
     # us, avg and max, with each length known and not: 8x64x112x112 380 and 510, 433 and 447; 8x64x128x128 541 and 689 (Zen 5).
-    long, _ = cascade(block, combine, empty, 1, twice=True)
+    long = cascade(block, combine, empty, 1, twice=True)
 
     @jitable
     def planes(M, args):
