@@ -35,6 +35,7 @@ GEOMETRIES = {
     "3x3s2p1-wide": ((1, 2, 5, 3001), window((3, 3), (2, 2), (1, 1))),
     "2x2s1-many-channels": ((1, 277, 3, 5), window((2, 2), (1, 1))),
     "narrow-3x3s2p1": ((2, 19, 7, 7), window((3, 3), (2, 2), (1, 1))),
+    "narrow-3x3s1p1": ((1, 19, 14, 14), window((3, 3), (1, 1), (1, 1))),
     "narrow-2x2s1": ((1, 70, 5, 6), window((2, 2), (1, 1))),
     "narrow-2x3s3": ((3, 7, 11, 8), window((2, 3), (3, 1), (1, 1))),
     "narrow-one-output": ((1, 40, 2, 3), window((2, 3))),

@@ -33,14 +33,17 @@ LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
 
 NARROW, PADDED, GATHERED = 128, 256, 256
-"""Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, which would be
-copied between margins anyway; and of the gradient of one.
+"""Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, or windows of
+MANY_TAPS, which would be copied between margins anyway; and of the gradient of one.
 
 us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
 317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; as far as a batch finds room, large windows, 8x256x28x28
 5x5 s1 2,050 and 1,210, and bins of several sizes, whose lanes would lie inside a bin: 32x64x32x32 to 7x7 6,500 and 630, to 2x2 of 31x31
-580 and 590.
+580 and 590.  On Zen 5, 3x3 s1 p1 of 8x512x14x14: max 392 and 282, avg 303 and 242, max that saves 525 and 373; 2x2 s2 78 and 129.
 """
+
+MANY_TAPS = 9
+"""Taps of a window that are more than the copying there and back."""
 
 
 class Choice(NamedTuple):
@@ -145,7 +148,7 @@ def _is_narrow(asked, most):
 def _narrow_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     window, (height, width) = geometry.window, geometry.shape[3:]
-    copied = window and window.regular and max(window.stride) > 1 and max(window.padding) > 0
+    copied = window and window.regular and max(window.padding) > 0 and (max(window.stride) > 1 or window.taps >= MANY_TAPS)
     if kind.draws or not _is_narrow(asked, PADDED if copied else NARROW):
         return None
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
