@@ -181,6 +181,28 @@ def add_scaled(tyctx, tile, x, at, step, weight, cols):
         return tile(tile, x, types.int64, types.int64, weight, cols), codegen
 
 
+@intrinsic(prefer_literal=True)
+def add_pixels(tyctx, tile, x, at, pixel, w, w_at, along, stride):
+    """tile[r] += x[at + (r * stride + k) * pixel + lane] * w[w_at + k * lanes + lane] for each k below ``along``, each product fused with
+    its sum; ``along`` and ``stride`` are literal.  Each register of x, ``pixel`` elements from the last, is loaded once."""
+    vec, K, step = tile.dtype, along.literal_value, stride.literal_value
+
+    def codegen(ctx, b, sig, args):
+        value, pointer, at, pixel, w_pointer, w_at, _, _ = args
+        base, weights = _at(b, pointer, at), _at(b, w_pointer, w_at)
+        fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
+        taps = [_load_whole(b, _at(b, weights, ir.Constant(I64, k * vec.lanes)), vec, w.dtype) for k in range(K)]
+        count = (tile.count - 1) * step + K
+        here = [_load_whole(b, _at(b, base, b.mul(pixel, ir.Constant(I64, i))), vec, x.dtype) for i in range(count)]
+        found = [b.extract_value(value, r) for r in range(tile.count)]
+        for k in range(K):
+            found = [fma([here[r * step + k], taps[k], total]) for r, total in enumerate(found)]
+        return ctx.make_tuple(b, tile, found)
+
+    if number(x.dtype) == vec.dtype == w.dtype:
+        return tile(tile, x, types.int64, types.int64, w, types.int64, along, stride), codegen
+
+
 def _either(b, *cases):
     """The value of the block that control came from, of (value, block) pairs; at the start of a block."""
     if len({id(value) for value, _ in cases}) == 1:

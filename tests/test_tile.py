@@ -21,7 +21,18 @@ from fastpool.kernels.simd import (
     with_phase,
 )
 from fastpool.kernels.simd import phase as of
-from fastpool.kernels.tile import add_outer, add_window, columns, each, load_several, store_columns, store_tile, tile_of, tile_of_each
+from fastpool.kernels.tile import (
+    add_outer,
+    add_pixels,
+    add_window,
+    columns,
+    each,
+    load_several,
+    store_columns,
+    store_tile,
+    tile_of,
+    tile_of_each,
+)
 from numba import float32, float64
 from test_simd import run
 
@@ -339,3 +350,33 @@ def test_a_window_is_added(dtype, lanes, rows, high, along, down, across):
                 for i in range(lanes)
             ]  # fmt: skip
             assert out.tolist() == expected
+
+
+@specialised
+def pixels(dtype, lanes, rows, along, stride):
+    L, G, K, S = lanes, rows, along, stride
+
+    @jitable
+    def put(tile, r, args):
+        store(args[0], r * L, of(tile, r))
+        return tile
+
+    def kernel(args, start, stop):
+        x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
+        tile = add_pixels(repeat(splat(dtype(1), L), G), x, args[3], args[4], w, args[5], K, S)
+        unroll(put, G, tile, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "along", "stride"), [(1, 1, 1), (3, 3, 1), (2, 3, 2), (4, 2, 3)])
+def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride):
+    kind = np.dtype(str(FLOATS[dtype]))
+    x, w = numbers(kind, 400), numbers(kind, 3 + along * lanes)
+    out = np.full(rows * lanes, NAN, kind)
+    run(pixels(FLOATS[dtype], lanes, rows, along, stride), x, w, out, 7, 21, 3)
+    weights, lane = w[3:].reshape(along, lanes), np.arange(lanes)
+    expected = [1 + sum(x[7 + (r * stride + k) * 21 + lane] * weights[k] for k in range(along)) for r in range(rows)]
+    assert out.tolist() == np.concatenate(expected).tolist()

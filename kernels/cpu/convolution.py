@@ -117,6 +117,7 @@ class _Banded(_Part):
 def _part(problem, after, most=None):
     """The nest of least cost, by blocking.py's model.  ``most``: rows of one map that a band may have."""
     if problem.groups > 1 and problem.inputs == problem.outputs == 1:
+        problem = _in_order(problem)
         if problem.channels_last:
             return _Depthwise(problem, after)
         if _reads_rows(problem):
@@ -158,7 +159,9 @@ class _Depthwise(_Part):
         addresses = inside.ctypes.data, tables.ctypes.data
         sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
         pixels = blocking.pixels_together(right - left)
-        self.nest, self.constants, self.sizes = depthwise.forward, (dtype, lanes, pixels, KW, after), sizes
+        width = problem.axes[2]
+        across = width.step if KW > 1 and width.step <= 2 and _lie_side_by_side(width) else 0
+        self.nest, self.constants, self.sizes = depthwise.forward, (dtype, lanes, pixels, KW, across, after), sizes
         self.jobs = problem.images * counts[0] * counts[1]
         self.packing = functools.partial(weights.pack, dtype, lanes, lanes)
         self.blocks = blocks
@@ -188,8 +191,16 @@ def _reads_rows(problem):
 
 
 def _lie_side_by_side(axis):
-    """Whether an axis's taps do, in any order."""
-    return max(axis.offsets) - min(axis.offsets) == len(axis.offsets) - 1
+    """Whether an axis's taps, in order, do."""
+    return axis.offsets[-1] - axis.offsets[0] == len(axis.offsets) - 1
+
+
+def _in_order(problem):
+    """The same correlation with each axis's taps from the first to the last: a gradient by the input has them the other way round."""
+    orders = [np.argsort(axis.offsets) for axis in problem.axes]
+    taps = np.array(problem.weight_taps, np.int64).reshape([len(order) for order in orders])[np.ix_(*orders)]
+    axes = (axis._replace(offsets=tuple(sorted(axis.offsets))) for axis in problem.axes)
+    return problem._replace(axes=tuple(axes), weight_taps=tuple(taps.ravel().tolist()))
 
 
 class _DepthwiseRows(_Part):
@@ -206,9 +217,8 @@ class _DepthwiseRows(_Part):
         self.packed = channels * (taps + 1)
         self.start = problem.y_start * itemsize(dtype)
         self.products = problem.images * channels * taps * depth.outputs * height.outputs * width.outputs
-        ordered = np.array(problem.weight_taps, np.int64).reshape(high, along)[np.argsort(height.offsets)][:, np.argsort(width.offsets)]
-        self.form = dtype, "rows", tuple(ordered.ravel()), problem.weight_steps
-        self.tables = np.ascontiguousarray(ordered)
+        self.form = dtype, "rows", problem.weight_taps, problem.weight_steps
+        self.tables = np.array(problem.weight_taps, np.int64)
         planes = problem.images * channels * depth.outputs
         rows = blocking.window_rows(height.outputs, taps, height.step)
         bands = max(1, min(blocking.JOBS // max(1, planes), height.outputs // rows))
@@ -220,7 +230,7 @@ class _DepthwiseRows(_Part):
         yn, yc, *y_steps, _ = problem.y_strides
         self.sizes = (
             *(channels, depth.outputs, height.outputs, width.outputs, height.size, width.size, bands, band),
-            *(min(height.offsets), min(width.offsets), end, xn, xc, *x_steps, yn, yc, *y_steps),
+            *(height.offsets[0], width.offsets[0], end, xn, xc, *x_steps, yn, yc, *y_steps),
         )
         self.nest, self.constants = depthwise.forward_rows, (dtype, lanes, rows, high, along, height.step, width.step, after)
         self.jobs = planes * bands
