@@ -3,7 +3,8 @@
 What the kernels specialise on is not repeated here.  The public functions are called on small maps, or a model is run, and choose their
 kernels as they do in any program: by function, dtype, memory layout, window, and whether a gradient is asked for; by the width of a map
 and its number of elements too, wherever a kernel is made for narrow or for large ones.  MAPS are therefore of several widths; where a
-specialisation depends on sizes that only large tensors have, run the model itself (``--model``).
+specialisation depends on sizes that only large tensors have (results of half of L3 and more are written past it), run the model itself
+(``--model``).
 """
 
 from __future__ import annotations
