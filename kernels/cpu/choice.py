@@ -38,8 +38,8 @@ MANY_TAPS, which would be copied between margins anyway; and of the gradient of 
 
 us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
 317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; as far as a batch finds room, large windows, 8x256x28x28
-5x5 s1 2,050 and 1,210, and bins of several sizes, whose lanes would lie inside a bin: 32x64x32x32 to 7x7 6,500 and 630, to 2x2 of 31x31
-580 and 590.  On Zen 5, 3x3 s1 p1 of 8x512x14x14: max 392 and 282, avg 303 and 242, max that saves 525 and 373; 2x2 s2 78 and 129.
+5x5 s1 2,050 and 1,210.  On Zen 5: bins of several sizes, 32x64x32x32 to 7x7, max 900 and 400, but 8x64x31x31 to 2x2 62 and 82; 3x3 s1 p1 of
+8x512x14x14, max 392 and 282, avg 303 and 242, max that saves 525 and 373; 2x2 s2 78 and 129.
 """
 
 MANY_TAPS = 9
