@@ -2,14 +2,15 @@
 
 What the kernels specialise on is not repeated here.  The public functions are called on small maps, or a model is run, and choose their
 kernels as they do in any program: by function, dtype, memory layout, window, and whether a gradient is asked for; by the width of a map
-and its number of elements too, wherever a kernel is made for narrow or for large ones.  MAPS are therefore of several widths; where a
-specialisation depends on sizes that only large tensors have (results of half of L3 and more are written past it), run the model itself
-(``--model``).
+and its number of elements too, wherever a kernel is made for narrow or for large ones.  MAPS are therefore of several widths, the largest
+also in a batch whose gradient is written past the caches; where a specialisation depends on sizes that only larger tensors have, run the
+model itself (``--model``).
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import signal
@@ -66,6 +67,7 @@ class Case(NamedTuple):
     channels: int
     channels_last: bool
     dtype: torch.dtype
+    images: int = 1
 
     def __str__(self) -> str:
         said = ", ".join(f"{name}={value}" for name, value in self.arguments.items() if name in ("kernel_size", "stride", "output_size"))
@@ -100,18 +102,22 @@ def _arguments(parameters: Iterable[str], thorough: bool) -> Iterator[dict[str, 
 
 def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -> list[Case]:
     """Calls that choose the usual kernels, or with ``thorough`` all of them."""
+    from .kernels.cpu.choice import PAST
+
     found = []
     for name, dtype in product(names, dtypes):
         parameters, dimensions = inspect.signature(getattr(F, name)).parameters, int(name[-2])
         maps = MAPS if dimensions < 3 else MAPS[-2:]
         if thorough and dimensions == 2 and not {"kernel_size", "output_size"} & set(parameters):
             maps = (*maps, LARGE)
-        places = [(size, CHANNELS, last) for size in maps for last in (False, True)] + [(min(maps), count, True) for count in OTHERS]
-        places.append((min(maps), FEW, False))
-        for arguments, (size, channels, last) in product(_arguments(parameters, thorough), places):
+        places = [(size, CHANNELS, last, 1) for size in maps for last in (False, True)]
+        places += [(min(maps), count, True, 1) for count in OTHERS] + [(min(maps), FEW, False, 1)]
+        images = math.ceil(PAST / (CHANNELS * MAPS[0] ** dimensions * dtype.itemsize))
+        places += [(MAPS[0], CHANNELS, last, images) for last in (False, True)] if dimensions < 3 else []
+        for arguments, (size, channels, last, images) in product(_arguments(parameters, thorough), places):
             spanned = arguments.get("dilation", 1) * (arguments.get("kernel_size", 1) - 1) + 1
             if spanned <= size + 2 * arguments.get("padding", 0):
-                found.append(Case(name, arguments, size, channels, last, dtype))
+                found.append(Case(name, arguments, size, channels, last, dtype, images))
     return found
 
 
@@ -119,7 +125,7 @@ def cases(names: Iterable[str], dtypes: Iterable[torch.dtype], thorough: bool) -
 def call(case: Case, device: str = "cpu") -> None:
     """Run a case without a gradient, and forward and backward with one; NotImplementedError if its dtype has no kernels."""
     function, dimensions = getattr(F, case.name), int(case.name[-2])
-    x, more = torch.zeros((1, case.channels, *[case.size] * dimensions), dtype=case.dtype, device=device), {}
+    x, more = torch.zeros((case.images, case.channels, *[case.size] * dimensions), dtype=case.dtype, device=device), {}
     if case.channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     parameters = inspect.signature(function).parameters
