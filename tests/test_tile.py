@@ -87,20 +87,26 @@ def test_tiles_are_built(dtype, lanes, rows, cols):
     assert out.tolist() == np.concatenate([several, np.tile(several, rows), by_row, 2 * by_row + 1]).tolist()
 
 
+def putting(lanes):
+    """(tile, i, (out,)): register i of a tile to out."""
+
+    @jitable
+    def put(tile, i, args):
+        store(args[0], i * lanes, of(tile, i))
+        return tile
+
+    return put
+
+
 @specialised
 def multiplied(dtype, lanes, rows, cols, pieces, step):
     """Two steps of ``pieces`` times ``rows`` rows."""
     L, C, P, S = lanes, cols, pieces, step
-    height, whole = rows * pieces, rows * cols * pieces
+    height, whole, put = rows * pieces, rows * cols * pieces, putting(lanes)
 
     @jitable
     def origin(found, i, args):
         return with_phase(found, i, args[0] + i * args[1])
-
-    @jitable
-    def put(tile, i, args):
-        store(args[0], i * L, of(tile, i))
-        return tile
 
     def kernel(args, start, stop):
         x, w, out, first, apart, w_at = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3], args[4], args[5]
@@ -136,16 +142,11 @@ def test_an_outer_product_is_added(dtype, lanes, rows, cols, pieces, step):
 
 @specialised
 def turned(dtype, lanes):
-    L = lanes
+    L, put = lanes, putting(lanes)
 
     @jitable
     def take(tile, i, args):
         return with_phase(tile, i, load(args[0], i * L, L))
-
-    @jitable
-    def put(tile, i, args):
-        store(args[0], i * L, of(tile, i))
-        return tile
 
     def kernel(args, start, stop):
         x, out = pointer(args, 0, dtype), pointer(args, 1, dtype)
@@ -287,17 +288,12 @@ def test_two_threads_do_twice_the_work(monkeypatch):
 
 @specialised
 def windows(dtype, lanes, rows, high, along, down, across, edges):
-    """A tile of ones, and the products of a window whose first tap is at x[first]; ``edges``: args 3 .. 6 say where that lies in a map."""
-    L, G, taps, steps = lanes, rows, high * along, (down, across)
+    """A tile of ones, and the products of a window whose first tap is at x[first]; ``edges``: args 5 .. 8 say where that lies in a map."""
+    L, G, taps, steps, put = lanes, rows, high * along, (down, across), putting(lanes)
 
     @jitable
     def weight(found, k, args):
         return with_phase(found, k, load_one(args[0], k, L))
-
-    @jitable
-    def put(tile, r, args):
-        store(args[0], r * L, of(tile, r))
-        return tile
 
     def kernel(args, start, stop):
         x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
@@ -330,18 +326,8 @@ def test_a_window_is_added(dtype, lanes, rows, high, along, down, across):
             if not edges and not inside:
                 continue
             out, first = np.full(rows * lanes, NAN, kind), (8 + top) * memory.shape[1] + 40 + left
-            run(
-                windows(FLOATS[dtype], lanes, rows, high, along, down, across, edges),
-                memory,
-                w,
-                out,
-                first,
-                memory.shape[1],
-                top,
-                H,
-                left,
-                W,
-            )
+            kernel, place = windows(FLOATS[dtype], lanes, rows, high, along, down, across, edges), (top, H, left, W)
+            run(kernel, memory, w, out, first, memory.shape[1], *place)
             expected = [
                 1 + sum(
                     zeros[8 + top + r * down + h, 40 + left + i * across + k] * w[h * along + k] for h in range(high) for k in range(along)
@@ -354,12 +340,7 @@ def test_a_window_is_added(dtype, lanes, rows, high, along, down, across):
 
 @specialised
 def pixels(dtype, lanes, rows, along, stride):
-    L, G, K, S = lanes, rows, along, stride
-
-    @jitable
-    def put(tile, r, args):
-        store(args[0], r * L, of(tile, r))
-        return tile
+    L, G, K, S, put = lanes, rows, along, stride, putting(lanes)
 
     def kernel(args, start, stop):
         x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)

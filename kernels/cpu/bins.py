@@ -119,7 +119,7 @@ def forward(kind, dtype, saved, saves, lanes):
             filled, several = 0, min(L, stop * OW - out)
             for i in range(several, L):
                 store_each(states, i * L, tuple_of(empty(0)))
-                counts[i] = real(1)  # a division of integers by nothing would end the process
+                counts[i] = real(1)  # or these lanes would divide integers by what lies on the stack
             while filled < several:
                 # The windows of one row of outputs go through their rows together, so that memory is read in its order.
                 run, row_count = min(OW - ow, several - filled, together), counts_d[od] * counts_h[oh]
@@ -177,25 +177,35 @@ def forward(kind, dtype, saved, saves, lanes):
     return kernel
 
 
+def _gradients_arguments(dtype, saved, lanes, count):
+    """(args) -> what ``backward`` lists: five arrays, three tables, three of counts, sizes, the reduction's ``count`` parameters."""
+    real = number(dtype)
+
+    @jitable
+    def given(args):
+        arrays = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved), pointer(args, 3, dtype), pointer(args, 4, dtype)
+        tables = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
+        counts = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
+        return arrays, tables, counts, integers(args, 11, 14), numbers(args, 25, count, real, lanes)
+
+    return given
+
+
 @specialised
 def spread(kind, dtype, saved, lanes):
     """The gradient where every element of x lies in exactly one window and rows are of up to CHUNK elements: what a row of windows gives
     is spread over its columns, in L1, for all of its rows.  8x256x56x56 to 7x7, forward and this: max 11.4 ms became 2.3.
 
     Jobs and arguments: as backward's."""
-    A, P, L, real, residue = arithmetic(kind), len(kind.parameters), lanes, number(dtype), number(saved)
+    A, L, real, residue = arithmetic(kind), lanes, number(dtype), number(saved)
+    given = _gradients_arguments(dtype, saved, lanes, len(kind.parameters))
     share, reads_values, reads_saved, room = A.share, A.reads_values, A.reads_saved, CHUNK + lanes
 
     def kernel(args, start, stop):
-        gx, gy, kept, x, y = (
-            pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved), pointer(args, 3, dtype), pointer(args, 4, dtype),
-        )  # fmt: skip
-        pairs_d, pairs_h, spans_w = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
-        counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
-        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, KD, KH, KW = integers(args, 11, 14)
-        p = numbers(args, 25, P, real, L)
+        (gx, gy, kept, x, y), (pairs_d, pairs_h, spans_w), (counts_d, counts_h, counts_w), sizes, p = given(args)
+        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, KD, KH, KW = sizes
         zero, nothing, size = splat(real(0), L), splat(residue(0), L), splat(real(KD * KH * KW), L)
-        taps, counts, given = stacked(room, int32), stacked(room, real), stacked(room, real)
+        taps, counts, gradients = stacked(room, int32), stacked(room, real), stacked(room, real)
         values, chosen = stacked(room, real), stacked(room, residue)
         # A window's last register runs over its end, into what the next one is about to write.
         for ow in range(OW):
@@ -215,7 +225,7 @@ def spread(kind, dtype, saved, lanes):
                 for ow in range(OW):
                     first, out = spans_w[3 * ow], outputs * OW + ow
                     for at in range(first + spans_w[3 * ow + 1], first + spans_w[3 * ow + 2], L):
-                        store(given, at, load_one(gy, out, L))
+                        store(gradients, at, load_one(gy, out, L))
                         if reads_values:
                             store(values, at, load_one(y, out, L))
                         if reads_saved:
@@ -229,7 +239,7 @@ def spread(kind, dtype, saved, lanes):
                 if reads_values:
                     here = load(x, row + at, L) if whole else load_masked(x, row + at, inside, zero)
                 tap_here = convert(tap + load(taps, at, L), residue)
-                found = share(load(given, at, L), here, v, s, tap_here, rows * load(counts, at, L), size, p)
+                found = share(load(gradients, at, L), here, v, s, tap_here, rows * load(counts, at, L), size, p)
                 if whole:
                     store(gx, job * W + at, found)
                 else:
@@ -244,17 +254,13 @@ def backward(kind, dtype, saved, lanes, once, past):
     columns; C, D, H, W, OD, OH, OW; x's strides of N, C, D and H; KD, KH, KW; the reduction's parameters.  gx, gy, saved and y are dense;
     x and y are read only by a reduction whose gradient needs them.  ``once``: every element of x lies in exactly one window.
     ``past``: then gx, windows of whole cache lines, is written past the caches."""
-    A, P, L, real, residue = arithmetic(kind), len(kind.parameters), lanes, number(dtype), number(saved)
+    A, L, real, residue = arithmetic(kind), lanes, number(dtype), number(saved)
+    given = _gradients_arguments(dtype, saved, lanes, len(kind.parameters))
     share, reads_values, reads_saved, put = A.share, A.reads_values, A.reads_saved, store_past if past else store
 
     def kernel(args, start, stop):
-        gx, gy, kept, x, y = (
-            pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved), pointer(args, 3, dtype), pointer(args, 4, dtype),
-        )  # fmt: skip
-        pairs_d, pairs_h, spans_w = pointer(args, 5, int64), pointer(args, 6, int64), pointer(args, 7, int64)
-        counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
-        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, KD, KH, KW = integers(args, 11, 14)
-        p = numbers(args, 25, P, real, L)
+        (gx, gy, kept, x, y), (pairs_d, pairs_h, spans_w), (counts_d, counts_h, counts_w), sizes, p = given(args)
+        C, D, H, W, OD, OH, OW, stride_n, stride_c, stride_d, stride_h, KD, KH, KW = sizes
         zero, nothing, size = splat(real(0), L), splat(residue(0), L), splat(real(KD * KH * KW), L)
         for job in range(start, stop):
             plane, r = job // (D * H), job % (D * H)
@@ -280,15 +286,15 @@ def backward(kind, dtype, saved, lanes, once, past):
                             tap = convert(splat(int32(base + at - first), L) + lane_index(int32, L), residue)
                             if at + L <= right:
                                 here = load(x, row + at, L) if reads_values else zero
-                                given = share(g, here, v, s, tap, count, size, p)
-                                put(gx, target + at, given if once else load(gx, target + at, L) + given)
+                                part = share(g, here, v, s, tap, count, size, p)
+                                put(gx, target + at, part if once else load(gx, target + at, L) + part)
                             else:
                                 tail = between(at, 1, 0, right, L)
                                 here = load_masked(x, row + at, tail, zero) if reads_values else zero
-                                given = share(g, here, v, s, tap, count, size, p)
+                                part = share(g, here, v, s, tap, count, size, p)
                                 if not once:
-                                    given = given + load_masked(gx, target + at, tail, zero)
-                                store_masked(gx, target + at, given, tail)
+                                    part = part + load_masked(gx, target + at, tail, zero)
+                                store_masked(gx, target + at, part, tail)
         if past:
             settle()
 
