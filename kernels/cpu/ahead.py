@@ -4,7 +4,7 @@ Measured on one core (Zen 5), 8x256x56x56 float32, max 3x3 s2 p1: contiguous 4.6
 (2 and 4 KiB 1.2, 16 KiB 1.25; at 112 columns 2.8, 2.2, 1.85 at 8 KiB, 1.9); channels_last 2.5 and 1.6 ms (1 KiB 1.8, 4 KiB 1.7).
 """
 
-from ..simd import prefetch
+from ..simd import prefetch, prefetch_to_write
 from .blocking import l2_bytes
 from .number import jitable
 
@@ -27,13 +27,13 @@ def distance_in(dtype, elements):
     return distance(dtype) if elements * dtype.bitwidth // 8 > CACHED else 0
 
 
-def asking(dtype):
+def asking(dtype, to_write=False):
     """(x, offset, count): ask for the lines of x[offset : offset + count]."""
-    step = LINE * 8 // dtype.bitwidth
+    step, line = LINE * 8 // dtype.bitwidth, prefetch_to_write if to_write else prefetch
 
     @jitable
     def ask(x, offset, count):
         for at in range(0, count, step):
-            prefetch(x, offset + at)
+            line(x, offset + at)
 
     return ask

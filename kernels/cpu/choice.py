@@ -9,11 +9,11 @@ import numpy as np
 
 from ..geometry import Geometry, dense_strides
 from ..simd import LINE, native_lanes, number
-from . import across, ahead, bins, contiguous, few, narrow, separable, small, whole_map, whole_plane
+from . import across, ahead, bins, contiguous, few, narrow, rows, separable, small, whole_map, whole_plane
 from . import channels_last as last
 from .blocking import l3_bytes
 from .geometry import Tables, itemsize, lanes_for, stored_dtype
-from .reduction import index, members
+from .reduction import can_carry, index, members
 
 MOST_TAPS, MOST_STRIDE = 8, 4
 """Windows up to this many columns are unrolled and strides up to this share their loads; beyond, one kernel serves all sizes."""
@@ -28,6 +28,14 @@ backward in turns, ms: max 2x2 s1 4.0 through it and 2.5 past it, s2 2.4 and 1.9
 
 MOST_ROWS = 3
 """Rows, columns and strides of the windows that are written out whole: the usual ones, or every odd window would cost a compilation."""
+
+MOST_SQUARE = (24, 9), (0, 5)
+"""(columns of a map, rows and columns of the largest square window of stride 1 that is written out, for maps of so many and more): beyond,
+it pays to share what windows that overlap have in common.
+
+us a call, one core (Zen 5), max, so and by ``separable``: 64x56x56 5x5 53 and 141, 9x9 85 and 170, 13x13 131 and 170; 512x112x112 5x5 1,950
+and 3,090, 9x9 2,840 and 3,850, 13x13 4,260 and 3,920; 4096x20x20 5x5 680 and 870, 9x9 1,450 and 1,100.
+"""
 
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
@@ -44,6 +52,15 @@ us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: 
 
 MANY_TAPS = 9
 """Taps of a window that are more than the copying there and back."""
+
+
+WIDE, SHORT = 16, 8
+"""Outputs of a row up to which ``small`` is better than ``rows``: of numbers of fewer than 32 bits, whose registers are wide, and of
+windows inside the map, which it reads where they lie, if what they choose is saved (else always).
+
+us a call, one core (Zen 5), by ``rows`` and by ``small``: int8, max 3x3 s2 p1 of 16x16 125 and 85; max 3x2 s2 of 18x18 88 and 62; that
+saves, 3x3 s2 of 14x14 162 and 130, of 24x24 93 and 113.
+"""
 
 
 class Choice(NamedTuple):
@@ -125,6 +142,14 @@ def _group(dtype, planes, cells, least):
     return group
 
 
+def _is_square_window(geometry):
+    """Of stride 1 and no more than MOST_SQUARE rows and columns for maps of this width."""
+    window, width = geometry.window, geometry.shape[4]
+    (depth, *kernel), steps = window.kernel_size, (*window.stride, *window.dilation)
+    most = next(most for least, most in MOST_SQUARE if width >= least)
+    return window.regular and depth == 1 and kernel[0] == kernel[1] <= most and max(steps) == 1 and window.padding[0] == 0
+
+
 def _is_small_window(window):
     (depth, *kernel), dense = window.kernel_size, max(window.dilation) == 1 and window.stride[0] == 1 and window.padding[0] == 0
     return window.regular and depth == 1 and dense and max(*kernel, *window.stride) <= MOST_ROWS
@@ -137,12 +162,18 @@ def _planes(geometry):
     return n * channels * depth, channels * depth, sn, sd if depth > 1 else sc
 
 
+def _are_planes(geometry):
+    """Whether ``_planes`` says where every plane is."""
+    depth = geometry.shape[2]
+    return not geometry.channels_last and (depth == 1 or geometry.strides[1] == depth * geometry.strides[2])
+
+
 def _is_narrow(asked, most):
     """Whether ``narrow`` can run it, maps of up to ``most`` elements."""
-    geometry, (depth, height, width) = asked.geometry, asked.geometry.shape[2:]
+    geometry, (_, height, width) = asked.geometry, asked.geometry.shape[2:]
     if geometry.window is None or height * width > most or not _is_small_window(geometry.window):
         return False
-    return _can_lie_across(geometry, asked.dtype) and (depth == 1 or geometry.strides[1] == depth * geometry.strides[2])
+    return _can_lie_across(geometry, asked.dtype) and _are_planes(geometry)
 
 
 def _narrow_forward(asked):
@@ -196,7 +227,7 @@ def _batches(asked):
     kind, geometry, dtype = asked[:3]
     n, channels, *sizes = geometry.shape
     window, lanes, length, most = geometry.window, native_lanes(dtype), _elements(*sizes), NARROW
-    if (window and not window.regular) or _is_separable(kind, geometry):
+    if (window and not window.regular) or (_is_separable(kind, geometry) and not _is_square_window(geometry)):
         most = across.ROOM // lanes
     outputs = _elements(*window.output_size(*sizes)) if window else 1
     if length > most or outputs * lanes > across.ROOM or n * channels < lanes or not _can_lie_across(geometry, dtype):
@@ -237,9 +268,7 @@ def _across_backward(asked):
 def _is_separable(kind, geometry):
     """Whether the time had better not depend on the window's area."""
     window = geometry.window
-    if window is None or not window.regular or not kind.combine or max(window.stride) > 1 or max(window.dilation) > 1:
-        return False
-    if kind.selects and (kind.reads or len(members(kind, None)) > 2):
+    if window is None or not window.regular or not can_carry(kind) or max(window.stride) > 1 or max(window.dilation) > 1:
         return False
     depth, *kernel = window.kernel_size
     fits = depth == 1 and max(kernel) <= separable.MOST and max(geometry.shape[3:]) < separable.LARGEST_MAP
@@ -519,6 +548,37 @@ def _registers(dtype, width, height):
     return lanes, together
 
 
+def _rows_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    window = geometry.window
+    if window is None or not _are_planes(geometry) or not can_carry(kind):
+        return None
+    if not (_is_small_window(window) or _is_square_window(geometry)):
+        return None
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    tables, (height, width) = Tables(geometry), geometry.shape[3:]
+    out_h, out_w = tables.out[1:]
+    whole_rows, whole_columns = ph == 0 and (out_h - 1) * sh + kh <= height, pw == 0 and (out_w - 1) * sw + kw <= width
+    if not (apart := whole_rows and sh >= kh):
+        if number(dtype).bitwidth < 32 and out_w <= WIDE:
+            return None
+        in_place = whole_rows and whole_columns and number(dtype) == dtype
+        if in_place and (not saves or out_w <= SHORT) and (found := _small_forward(asked)):
+            return found
+    planes, channels, sn, sc = _planes(geometry)
+    bands = _bands(planes, out_h)
+    together = bands[1] if apart else rows.together(bands[1], out_w, kh, sh, sw * itemsize(dtype))
+    sizes = (
+        tables.first(index(dtype, kept)), *tables.counts(), channels, height, width, out_h, out_w, sn, sc, geometry.strides[3],
+        geometry.end, sh, ph, pw, *bands, together, ahead.distance_in(dtype, _elements(*geometry.shape)),
+    )  # fmt: skip
+    past = _goes_past(dtype, planes * out_h * out_w, out_w)
+    constants = kind, dtype, kept, saves, lanes_for(dtype, out_w), kh, kw
+    if apart:
+        return Choice(rows.forward_apart, (*constants, sw, past), planes * bands[0], sizes, tables)
+    return Choice(rows.forward, (*constants, sh, sw, kind.selects or tables.even, past), planes * bands[0], sizes, tables)
+
+
 def _small_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     window, (height, width) = geometry.window, geometry.shape[3:]
@@ -543,27 +603,28 @@ def _small_forward(asked):
     return Choice(small.forward, constants, _elements(*geometry.shape[:3]), sizes, tables)
 
 
-def _small_backward(asked):
+def _rows_backward(asked):
     kind, geometry, dtype, kept, _ = asked
     window, (height, width) = geometry.window, geometry.shape[3:]
     if not (kind.selects or kind.linear) or not _is_small_window(window):
         return None
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
-    columns = -(-width // sw)
-    lanes, together = _registers(dtype, columns, -(-height // sh))
-    margin_h, margin_w = (kh - 1) // sh + 1, (kw - 1) // sw + 1
-    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
-    rows = margin_h + max(out_h, (height - 1 + ph) // sh + 1) + together
-    stride = margin_w + max(_rounded(out_w, lanes), _rounded(columns, lanes) + pw // sw + 1)
-    grown = _rounded(columns, lanes) * sw
-    if (rows + 1) * stride > small.ROOM or (height + sh * together + 1) * grown > small.ROOM:
+    past = _goes_past(dtype, _elements(*geometry.shape), width)
+    if past and max(sh, sw) > 1:
+        return None  # what is written is most of what there is to do: 8x64x112x112 2x2 s2 1.5 ms so, 1.25 by ``contiguous``
+    tables, planes, columns = Tables(geometry), _elements(*geometry.shape[:3]), -(-width // sw)
+    (out_h, out_w), lanes, margin = tables.out[1:], lanes_for(dtype, columns), (kw - 1) // sw + 1
+    pitch = margin + max(_rounded(out_w, lanes), _rounded(columns, lanes) + pw // sw + 1)
+    if not (part := rows.part(height, pitch, kh, sh)):
         return None
-    tables, jobs = Tables(geometry), _elements(*geometry.shape[:3])
+    parts = max(-(-height // part), min(JOBS // planes, height // sh))
+    part = -(-height // parts // sh) * sh
+    parts = -(-height // part)
     sizes = (
-        *tables.counts()[1:], height, width, out_h, out_w, ph, pw, rows, stride, margin_h, margin_w, grown, jobs * out_h * out_w,
+        *tables.counts()[1:], height, width, out_h, out_w, ph, pw, parts, part, pitch, margin, planes * out_h * out_w,
+        ahead.distance_in(dtype, _elements(*geometry.shape)),
     )  # fmt: skip
-    constants = kind, dtype, kept, lanes, together, kh, kw, sh, sw, ph % sh, pw % sw
-    return Choice(small.backward, constants, jobs, sizes, tables)
+    return Choice(rows.backward, (kind, dtype, kept, lanes, kh, kw, sh, sw, ph % sh, pw % sw, past), planes * parts, sizes, tables)
 
 
 def _columns(window):
@@ -620,6 +681,7 @@ FORWARD = (
     _whole_plane_forward,
     _narrow_forward,
     _across_forward,
+    _rows_forward,
     _separable_forward,
     _few_whole_forward,
     _whole_map_forward,
@@ -639,7 +701,7 @@ BACKWARD = (
     _few_backward,
     _channels_last_backward,
     _bins_backward,
-    _small_backward,
+    _rows_backward,
     _contiguous_backward,
 )
 """In this order; the last serves whatever is left."""

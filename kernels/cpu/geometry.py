@@ -128,7 +128,12 @@ class Tables:
 
     def uniform(self, kind):
         """Whether what an output gives to its elements is the same part of its gradient everywhere."""
-        return not kind.selects and kind.linear and all(len(set(self._count(axis))) == 1 for axis in range(3))
+        return not kind.selects and kind.linear and self.even
+
+    @property
+    def even(self):
+        """Whether all outputs have the same count."""
+        return all(len(set(self._count(axis))) == 1 for axis in range(3))
 
     def counts(self, margin=0):
         """Addresses for D, H and W; the last readable ``margin`` elements before its first, too."""

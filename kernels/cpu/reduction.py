@@ -1,6 +1,7 @@
 """A reduction's arithmetic, compiled for ``Vec``, and what loop nests need beside it: draws, a look for NaN, arrays of states."""
 
 import functools
+from typing import Any, NamedTuple
 
 from numba import int32, types, uint8, uint16, uint32, uint64
 
@@ -39,9 +40,14 @@ def has_nan(dtype, lanes):
     @jitable
     def found(array, first, count, end):
         zero = splat(real(0), lanes)
-        nan = zero != zero
-        for at in range(first, first + count, lanes):
-            v = load(array, at, lanes) if at + lanes <= end else load_masked(array, at, between(at, 1, at, end, lanes), zero)
+        nan, at = zero != zero, first
+        whole = min(first + count, end - lanes + 1)
+        while at < whole:
+            v = load(array, at, lanes)
+            nan = nan | (v != v)
+            at += lanes
+        if at < first + count:
+            v = load_masked(array, at, between(at, 1, at, end, lanes), zero)
             nan = nan | (v != v)
         return any_lane(nan)
 
@@ -63,6 +69,86 @@ def bare(parts):
 def tupled(parts):
     """The tuple of a state's members."""
     return shared.tupled(len(parts), jitable)
+
+
+class Carried(NamedTuple):
+    """The functions of a reduction whose windows' states are kept in arrays and joined: a state is a tuple, of which what is selected but
+    not saved has no tap."""
+
+    parts: tuple
+    """The dtypes of its members."""
+    start: Any
+    """(zero, tap) -> the state of nothing, the first tap inside being ``tap``"""
+    lift: Any
+    """(x, tap, p) -> that of one element"""
+    more: Any
+    """(state, x, tap, p) -> that of one more"""
+    merge: Any
+    """(a, b, p) -> that of both, a's elements before b's"""
+    moved: Any
+    """(state, taps) -> the same of taps so many further on"""
+    finish: Any
+    """(state, count, size, p) -> (y, saved)"""
+
+
+def can_carry(kind):
+    """Whether a reduction has these functions."""
+    return bool(kind.combine) and not (kind.selects and (kind.reads or kind.survey or len(members(kind, None)) > 2))
+
+
+@functools.cache
+def carried(kind, real, tapped, lanes, saves, ordered=False):
+    """The ``Carried`` of a reduction on numbers of dtype ``real`` and taps in ``tapped``; ``ordered``: where no x is NaN."""
+    A = arithmetic(kind)
+    begin, combine, ended, step = A.begin, A.combine, A.finish, A.ordered if ordered else A.step
+    if not kind.selects:
+        parts = members(kind, real)
+        bare_of, tuple_of = bare(parts), tupled(parts)
+
+        @jitable
+        def start(zero, tap):
+            return tuple_of(begin(zero, tap, zero, zero))
+
+        @jitable
+        def lift(x, tap, p):
+            zero = splat(real(0), lanes)
+            return tuple_of(step(begin(zero, tap, zero, zero), x, tap, p))
+
+        return Carried(
+            parts,
+            start,
+            lift,
+            jitable(lambda state, x, tap, p: tuple_of(step(bare_of(state), x, tap, p))),
+            jitable(lambda a, b, p: tuple_of(combine(bare_of(a), bare_of(b)))),
+            jitable(lambda state, taps: state),
+            jitable(lambda state, count, size, p: ended(bare_of(state), count, size, p)),
+        )
+    # Taps come in order, so that a state joins another as one more element does.
+    if saves:
+        return Carried(
+            (real, tapped),
+            jitable(lambda zero, tap: begin(zero, tap, zero, zero)),
+            jitable(lambda x, tap, p: (x, tap)),
+            step,
+            jitable(lambda a, b, p: step(a, b[0], b[1], p)),
+            jitable(lambda state, taps: (state[0], state[1] + splat(tapped(taps), lanes))),
+            ended,
+        )
+
+    @jitable
+    def alone(state, x, tap, p):
+        none = splat(tapped(0), lanes)
+        return (step((state[0], none), x, none, p)[0],)
+
+    return Carried(
+        (real,),
+        jitable(lambda zero, tap: (begin(zero, tap, zero, zero)[0],)),
+        jitable(lambda x, tap, p: (x,)),
+        alone,
+        jitable(lambda a, b, p: alone(a, b[0], b[0], p)),
+        jitable(lambda state, taps: state),
+        jitable(lambda state, count, size, p: ended((state[0], splat(tapped(0), lanes)), count, size, p)),
+    )
 
 
 def arrays(parts, count):

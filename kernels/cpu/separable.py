@@ -15,7 +15,6 @@ from numba import int32, int64
 
 from ..arithmetic import gift
 from ..compile import specialised
-from ..pool import Selecting
 from ..simd import (
     between,
     convert,
@@ -37,7 +36,7 @@ from ..simd import (
     where,
 )
 from .number import jitable
-from .reduction import arithmetic, arrays, bare, members
+from .reduction import arithmetic, arrays, bare, carried
 
 TILE = {False: 128, True: 16}
 """Columns that are worked on together, by channels_last: their segment of MOST rows stays in L2."""
@@ -47,38 +46,6 @@ MOST = 64
 
 LARGEST_MAP = 1 << 15
 """Rows and columns of the largest map: while it is worked out a position is 16 bits of row and 16 of column."""
-
-
-def _carried(kind, real, lanes, saves):
-    """(lift, merge, parts): (x, position, p) -> the state of one element, a tuple; (a, b, p) -> that of both, a's elements before b's; the
-    dtypes of its members."""
-    A = arithmetic(kind)
-    begin, step, combine = A.begin, A.step, A.combine
-    if isinstance(kind, Selecting):
-        # Taps come in order, so that a state joins another as one more element does.
-        if saves:
-            return (
-                jitable(lambda x, position, p: (x, position)),
-                jitable(lambda a, b, p: step(a, b[0], b[1], p)),
-                (real, int32),
-            )
-
-        @jitable
-        def merge(a, b, p):
-            tap = splat(int32(0), lanes)
-            return (step((a[0], tap), b[0], tap, p)[0],)
-
-        return jitable(lambda x, position, p: (x,)), merge, (real,)
-
-    @jitable
-    def lift(x, position, p):
-        zero = splat(real(0), lanes)
-        return step(begin(zero, position, zero, zero), x, position, p)
-
-    parts = members(kind, real)
-    if len(parts) > 1:
-        return lift, jitable(lambda a, b, p: combine(a, b)), parts
-    return jitable(lambda x, position, p: (lift(x, position, p),)), jitable(lambda a, b, p: (combine(a[0], b[0]),)), parts
 
 
 def _added(parts):
@@ -97,14 +64,15 @@ def forward(kind, dtype, saved, saves, lanes, channels_last, gradient):
     and y; the rest as above, where gy is the map that is read, and counts are those of its rows and columns, readable MOST columns
     before and after; x's strides in the place of the seed.  A linear reduction reads neither saved, x nor y.
     """
-    P, L, real, selects = len(kind.parameters), lanes, number(dtype), isinstance(kind, Selecting)
+    P, L, real, selects = len(kind.parameters), lanes, number(dtype), kind.selects
     A = arithmetic(kind)
     neutral, finish, gives, takes, reads_values, reads_saved = A.neutral, A.finish, A.gives, A.takes, A.reads_values, A.reads_saved
     if gradient:
         parts = gift(kind, real)
         lift, merge = None, _added(parts)
     else:
-        lift, merge, parts = _carried(kind, real, lanes, saves)
+        made = carried(kind, real, int32, lanes, saves)
+        lift, merge, parts = made.lift, made.merge, made.parts
     state_of = bare(parts)
     first, residue = 5 if gradient else 3, number(saved)
     tile, unit = TILE[channels_last], lanes if channels_last else 1

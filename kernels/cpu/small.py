@@ -16,15 +16,12 @@ from ..simd import (
     numbers,
     phase,
     pointer,
-    repeat,
     splat,
     stacked,
     store,
-    store_masked,
     store_rows,
     unroll,
     where,
-    with_phase,
 )
 from .number import jitable
 from .reduction import arithmetic, draws_of_plane, has_nan, index, looks_for_nan
@@ -37,7 +34,7 @@ COPIED = ROOM // 4
 s2 p1, the copying nest took 3.1 ms and the contiguous one 2.5; on 40x40 1.6 and 1.7, on 28x28 1.3 and 1.55 (Zen 4)."""
 
 
-def _copied(dtype, lanes):
+def copied_rows(lanes):
     """Rows of a map in memory, into rows of an array with margins; what lies past a row's end is ``fill``."""
     L = lanes
 
@@ -69,7 +66,7 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
     real, tapped = number(dtype), index(dtype, saved)
     neutral, begin, finish, surveys = A.neutral, A.begin, A.finish, A.surveys
     draws, fill_draws = kind.draws, draws_of_plane(kind, lanes, real)
-    copied, draws_room = _copied(dtype, lanes), ROOM if draws else 1
+    copied, draws_room = copied_rows(lanes), ROOM if draws else 1
 
     def windows(step):
         @jitable
@@ -148,75 +145,5 @@ def forward(kind, dtype, saved, saves, lanes, together, KH, KW, stride, direct):
                 d, c, plane = 0, c + 1, plane + 1
                 if c == C:
                     c, n = 0, n + 1
-
-    return kernel
-
-
-@specialised
-def backward(kind, dtype, saved, lanes, together, KH, KW, SH, stride, above, left):
-    """The gradient of a selecting or linear reduction.  Arguments: gx, gy, saved, two unused; counts of rows and columns; H, W, OH, OW;
-    rows and row stride of the outputs between margins, rows and columns of these, and the row stride of the inputs.
-
-    An input row's windows are known from (row + padding) % SH, and so is a column's: ``above`` and ``left`` are the paddings % stride.
-    """
-    A, L, R, taps, real, residue = arithmetic(kind), lanes * together, together, KH * KW, number(dtype), number(saved)
-    share, selects, copied = A.share, A.reads_saved, _copied(dtype, lanes)
-
-    @jitable
-    def tap_of(acc, k, args):
-        array, chosen, at, stride_a, remainder = args
-        kh, kw = k // KW, k % KW
-        if kh % SH == remainder:
-            slot = (kw - left) % stride
-            shift = (slot + left - kw) // stride - (kh - remainder) // SH * stride_a
-            g = phase(load_rows(array, at + shift, stride_a, R, 1, lanes), 0)
-            if selects:
-                zero = splat(real(0), L)
-                kept = phase(load_rows(chosen, at + shift, stride_a, R, 1, lanes), 0)
-                g = share(g, zero, zero, kept, splat(residue(k), L), zero, zero, ())
-            acc = with_phase(acc, slot, phase(acc, slot) + g)
-        return acc
-
-    @jitable
-    def rows_of(none, remainder, args):
-        """The gradient of every row for which (row + padding) % SH is ``remainder``."""
-        array, chosen, grown, H, W, PH, PW, margin_h, margin_w, stride_a, stride_g = args
-        first = (remainder - above) % SH
-        for line in range(first, H, SH * R):
-            oh = (line + PH - remainder) // SH
-            for q in range(0, (W + stride - 1) // stride, lanes):
-                at = (margin_h + oh) * stride_a + margin_w + q + PW // stride
-                acc = repeat(splat(real(0), L), stride)
-                acc = unroll(tap_of, taps, acc, (array, chosen, at, stride_a, remainder))
-                store_rows(grown, line * stride_g + q * stride, SH * stride_g, R, acc)
-        return none
-
-    def kernel(args, start, stop):
-        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        counts_h, counts_w = pointer(args, 5, real), pointer(args, 6, real)
-        H, W, OH, OW, PH, PW, rows, stride_a, margin_h, margin_w, stride_g, y_end = integers(args, 7, 12)
-        zero, nothing = splat(real(0), lanes), splat(residue(0), lanes)
-        array, grown, chosen = stacked(ROOM, real), stacked(ROOM, real), stacked(ROOM, residue)
-        for at in range(0, rows * stride_a, lanes):
-            store(array, at, zero)
-            store(chosen, at, nothing)
-        corner = margin_h * stride_a + margin_w
-        for job in range(start, stop):
-            copied(gy, job * OH * OW, OW, y_end, array, corner, stride_a, OH, OW, zero)
-            if selects:
-                copied(kept, job * OH * OW, OW, y_end, chosen, corner, stride_a, OH, OW, nothing)
-            else:
-                for oh in range(OH):
-                    for ow in range(0, OW, lanes):
-                        at, count = corner + oh * stride_a + ow, splat(counts_h[oh], lanes) * load(counts_w, ow, lanes)
-                        store(array, at, share(load(array, at, lanes), zero, zero, zero, nothing, count, zero, ()))
-            unroll(rows_of, SH, H, (array, chosen, grown, H, W, PH, PW, margin_h, margin_w, stride_a, stride_g))
-            for h in range(H):
-                for w in range(0, W, lanes):
-                    out = (job * H + h) * W + w
-                    if out + lanes <= stop * H * W:
-                        store(gx, out, load(grown, h * stride_g + w, lanes))
-                    else:
-                        store_masked(gx, out, load(grown, h * stride_g + w, lanes), between(w, 1, 0, W, lanes))
 
     return kernel
