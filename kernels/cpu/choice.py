@@ -227,7 +227,7 @@ def _batches(asked):
     kind, geometry, dtype = asked[:3]
     n, channels, *sizes = geometry.shape
     window, lanes, length, most = geometry.window, native_lanes(dtype), _elements(*sizes), NARROW
-    if (window and not window.regular) or (_is_separable(kind, geometry) and not _is_square_window(geometry)):
+    if (window and not window.regular) or _is_separable(kind, geometry):
         most = across.ROOM // lanes
     outputs = _elements(*window.output_size(*sizes)) if window else 1
     if length > most or outputs * lanes > across.ROOM or n * channels < lanes or not _can_lie_across(geometry, dtype):
@@ -239,6 +239,9 @@ def _batches(asked):
 
 
 def _across_forward(asked):
+    length = _elements(*asked.geometry.shape[2:])
+    if asked.geometry.window and length > NARROW and can_carry(asked.kind) and _is_square_window(asked.geometry):
+        return None  # by rows
     if not (how := _batches(asked)):
         return None
     (image, batches, length, outputs), (n, channels), (sn, sc) = how, asked.geometry.shape[:2], asked.geometry.strides[:2]
