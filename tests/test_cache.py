@@ -34,8 +34,8 @@ def filled(checkout, tmp_path_factory):
     """A cache that one process has filled from that copy."""
     cache = tmp_path_factory.mktemp("cache")
     first = run(USE.format(threads="torch.set_num_threads(2)"), checkout, FASTPOOL_CACHE_DIR=str(cache))
-    assert first.count("small.forward") == 3
-    assert first.count("small.backward") == 1
+    assert first.count("rows.forward_apart") == 3
+    assert first.count("rows.backward") == 1
     return cache
 
 
@@ -47,10 +47,14 @@ def test_a_second_process_compiles_nothing(checkout, filled):
 @pytest.mark.parametrize(
     ("source", "recompiled"),
     [
-        ("kernels/pool/max.py", ["small.backward", "small.forward"]),
-        ("kernels/pool/lp.py", ["small.forward"]),
-        ("kernels/simd.py", ["small.backward", "small.forward", "small.forward", "small.forward"]),
-        ("kernels/cpu/small.py", ["small.backward", "small.forward", "small.forward", "small.forward"]),
+        ("kernels/pool/max.py", ["rows.backward", "rows.forward_apart"]),
+        ("kernels/pool/lp.py", ["rows.forward_apart"]),
+        ("kernels/simd.py", ["rows.backward", "rows.forward_apart", "rows.forward_apart", "rows.forward_apart"]),
+        ("kernels/cpu/rows.py", ["rows.backward", "rows.forward_apart", "rows.forward_apart", "rows.forward_apart"]),
+        (
+            "kernels/cpu/small.py",
+            ["rows.backward", "rows.forward_apart", "rows.forward_apart", "rows.forward_apart"],
+        ),  # rows copies as it does
         ("kernels/cpu/contiguous.py", []),
     ],
 )

@@ -89,7 +89,7 @@ def test_as_a_user_types_it(tmp_path):
     assert any(sentence.startswith("NUMBA_THREADING_LAYER asks for workqueue") for sentence in found["advice"])
     assert any("fastpool warmup" in sentence for sentence in found["advice"])
     kept = {path.name for path in cache.iterdir()}
-    assert any(name.startswith("small.") for name in kept)
+    assert any(name.startswith("rows.") for name in kept)
     assert any("channels_last" in name for name in kept)
 
 
