@@ -136,8 +136,8 @@ def _next(part, plane, n, c, bands, C):
 @specialised
 def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
     """Arguments: x, y, saved; the first tap inside of each column; counts of slices, rows and columns; C, H, W, OH, OW; x's strides of N,
-    C and H, and its end; SH, PH, PW; bands of a plane, rows of a band, and of those how many are worked on together; whether memory is
-    to be asked for; the seed's halves; the reduction's parameters.  y and saved are dense.
+    C and H, and its end; SH, PH, PW; bands of a plane, rows of a band, and of those how many are worked on together; how far
+    ahead to ask, 0: not at all; the seed's halves; the reduction's parameters.  y and saved are dense.
 
     ``even``: every output's count is the same, or of no account.  ``past``: y, whose rows are whole cache lines, is written past the
     caches.
@@ -264,7 +264,8 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                         safe -= 1
                     ordered = False
                     if looks:
-                        ordered = not holds_nan(x, here, (lines - 1) * stride_h + W, x_end)
+                        # Of rows far apart the gaps would be looked through too.
+                        ordered = stride_h <= 2 * W and not holds_nan(x, here, (lines - 1) * stride_h + W, x_end)
                         if not ordered:
                             safe = 0
                     asked = 0 if looks and left_end == right else far
