@@ -27,9 +27,6 @@ equal the largest, not the first, gets the gradient (the smallest, where f falls
 max and min: one byte an output where f' is 0 or 1 (ReLU); with the output where that tells f' (LeakyReLU, sigmoid, tanh); else with the
 element chosen (GELU, SiLU).
 
-Sums are added up in another order than torch's, many by rows first: the error is no larger, but where finite elements add up to more than
-the dtype holds on the way, infinity or NaN may stand where torch's order gives something else.
-
 Gradients of any order; backward is deterministic.  Under torch.no_grad(), or where the input needs no gradient, nothing is saved.
 
 Tiny maps: where max or avg, over windows without dilation, adaptive or global, read about 1024 elements or fewer of a contiguous float32

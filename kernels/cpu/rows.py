@@ -12,8 +12,11 @@ us a call, one core (Zen 5), tap by tap and so: max 3x3 s1 p1 of 512x112x112 3,0
 1,450 and 700; the gradient of 3x3 s1 p1 of 512x112x112 3,480 and 2,290.
 """
 
+from numba import types
+
 from ..compile import specialised
 from ..simd import (
+    any_lane,
     between,
     convert,
     integers,
@@ -70,30 +73,78 @@ def part(height, pitch, KH, SH):
     return -(-height // -(-height // together)) if together > 0 else 0
 
 
-def _window_of_row(made, real, tapped, lanes, KW, S, bounded):
-    """(x, row, left, tap, W, fill, p) -> the state of the window of each lane in one row of the map, the first from column ``left``;
-    ``bounded``: columns outside are ``fill``, and ``tap`` is the first of each lane's that is inside."""
-    lift, more, start, others = made.lift, made.more, made.start, KW - 1
+def _row(made, tapped, lanes, KW, S, bounded):
+    """(state, x, row, left, tap, W, fill, p) -> the state of each lane's window with its part of one row of the map, whose columns begin at
+    ``left`` and whose taps at ``tap``; ``bounded``: columns outside are ``fill``."""
+    more = made.more
+
+    @jitable
+    def tap_of(state, kw, args):
+        x, row, left, tap, W, fill, p = args
+        if bounded:
+            phases = load_phases_between(x, row, left + kw // S * S, 0, W, S, fill)
+        else:
+            phases = load_phases(x, row + left + kw // S * S, S, lanes)
+        return more(state, phase(phases, kw % S), splat(tapped(tap + kw), lanes), p)
+
+    return jitable(lambda state, x, row, left, tap, W, fill, p: unroll(tap_of, KW, state, (x, row, left, tap, W, fill, p)))
+
+
+def _first_row(made, tapped, lanes, KW, S):
+    """(x, row, left, p) -> the state of each lane's window of one row of the map, all of whose columns lie inside."""
+    lift, more, others = made.lift, made.more, KW - 1
 
     @jitable
     def tap_of(state, i, args):
-        x, row, left, W, fill, p = args
-        if bounded:
-            kw = i
-            phases = load_phases_between(x, row, left + kw // S * S, 0, W, S, fill)
-        else:
-            kw = i + 1
-            phases = load_phases(x, row + left + kw // S * S, S, lanes)
-        return more(state, phase(phases, kw % S), splat(tapped(kw), lanes), p)
+        x, row, left, p = args
+        kw = i + 1
+        return more(state, phase(load_phases(x, row + left + kw // S * S, S, lanes), kw % S), splat(tapped(kw), lanes), p)
 
     @jitable
-    def window(x, row, left, tap, W, fill, p):
-        if bounded:
-            return unroll(tap_of, KW, start(splat(real(0), lanes), tap), (x, row, left, W, fill, p))
+    def window(x, row, left, p):
         first = lift(phase(load_phases(x, row + left, S, lanes), 0), splat(tapped(0), lanes), p)
-        return unroll(tap_of, others, first, (x, row, left, W, fill, p))
+        return unroll(tap_of, others, first, (x, row, left, p))
 
     return window
+
+
+def _all_finite(count):
+    """(state) -> where all ``count`` members of a state are numbers that are neither infinite nor NaN."""
+    finite = jitable(lambda v: v - v == v - v)
+    if count == 1:
+        return jitable(lambda state: finite(state[0]))
+    before, last = _all_finite(count - 1), count - 1
+    return jitable(lambda state: before(state) & finite(state[last]))
+
+
+def _writing(saved, saves, put):
+    """(y, kept, at, tail, whole, value, choice): write a register of outputs, or of a row's last those of ``tail``."""
+
+    @jitable
+    def write(y, kept, at, tail, whole, value, choice):
+        if whole:
+            put(y, at, value)
+            if saves:
+                store(kept, at, convert(choice, saved))
+        else:
+            store_masked(y, at, value, tail)
+            if saves:
+                store_masked(kept, at, convert(choice, saved), tail)
+
+    return write
+
+
+def _arguments(dtype, saved, tapped, lanes, count):
+    """(args) -> what ``forward`` lists: arrays, the first taps, counts, sizes, the reduction's ``count`` parameters."""
+    real = number(dtype)
+
+    @jitable
+    def given(args):
+        arrays = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        counts = pointer(args, 4, real), pointer(args, 5, real), pointer(args, 6, real)
+        return arrays, pointer(args, 3, tapped), counts, integers(args, 7, 16), numbers(args, 25, count, real, lanes)
+
+    return given
 
 
 def _place(SH, room):
@@ -142,28 +193,28 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
     ``even``: every output's count is the same, or of no account.  ``past``: y, whose rows are whole cache lines, is written past the
     caches.
     """
-    A, P, L, real, tapped = arithmetic(kind), len(kind.parameters), lanes, number(dtype), index(dtype, saved)
+    A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     neutral, others = A.neutral, KH - 1
     place, blocks_inside = _place(SH, ROOM // SH + L), _blocks(L, KW, S)
-    places_of = _places(place, KH)
+    places_of, given = _places(place, KH), _arguments(dtype, saved, tapped, L, len(kind.parameters))
     looks, holds_nan = looks_for_nan(A, dtype) and S == 1, has_nan(dtype, L)
-    made = carried(kind, real, tapped, L, saves)
-    clean = carried(kind, real, tapped, L, saves, True) if looks else made
-    merge, merge_clean, moved, finish = made.merge, clean.merge, made.moved, made.finish
-    inside, scratch = _window_of_row(clean, real, tapped, L, KW, S, False), arrays(made.parts, ROOM + (SH + 1) * L)
+    checks = not kind.selects and isinstance(real, types.Float)
+    made, plain = carried(kind, real, tapped, L, saves, looks), carried(kind, real, tapped, L, saves)
+    merge, moved, finish, start_of = made.merge, made.moved, made.finish, made.start
+    all_finite, scratch = _all_finite(len(made.parts)), arrays(made.parts, ROOM + (SH + 1) * L)
+    inside, bounded, in_order = _first_row(made, tapped, L, KW, S), _row(made, tapped, L, KW, S, True), _row(plain, tapped, L, KW, S, True)
     ask, ask_y, ask_kept = ahead.asking(dtype), ahead.asking(dtype, True), ahead.asking(saved, True)
-    put = store_past if past else store
+    write = _writing(saved, saves, store_past if past else store)
 
     @jitable
     def windows_inside(states, x, y, kept, places, sizes, numbers):
         """Of rows of the map, the windows of the blocks that lie inside."""
-        (source, far, out, share, rows, begin, start, stop), (W, PW, stride_h, pitch), (_, _, fill, p) = places, sizes, numbers
-        none = splat(tapped(0), L)
+        (source, far, out, share, rows, begin, start, stop), (W, PW, stride_h, pitch), p = places, sizes, numbers[3]
         if far == 0 and stop - start <= FEW * L:
             for ow in range(stop - L, start - 1, -L):
                 left = ow * S - PW
                 for r in range(rows):
-                    store_each(states, place(r, pitch) - begin + ow, inside(x, source + r * stride_h, left, none, W, fill, p))
+                    store_each(states, place(r, pitch) - begin + ow, inside(x, source + r * stride_h, left, p))
         else:
             for r in range(rows):
                 row, line = source + r * stride_h, place(r, pitch) - begin
@@ -173,34 +224,29 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                 if saves:
                     ask_kept(kept, out + r * share, share)
                 for ow in range(start, stop, L):
-                    store_each(states, line + ow, inside(x, row, ow * S - PW, none, W, fill, p))
+                    store_each(states, line + ow, inside(x, row, ow * S - PW, p))
 
-    def sides(made):
-        bounded = _window_of_row(made, real, tapped, L, KW, S, True)
-
-        @jitable
-        def windows(states, x, first_w, places, sizes, numbers):
-            """The other blocks, and those of rows from ``safe`` on."""
-            (source, rows, safe, begin, start, stop, end), (W, PW, stride_h, pitch), (_, _, fill, p) = places, sizes, numbers
-            for ow in range(begin + (end - 1 - begin) // L * L, begin - 1, -L):
-                left, tap = ow * S - PW, load(first_w, ow, L)
-                for r in range(safe if start <= ow < stop else 0, rows):
-                    store_each(states, place(r, pitch) - begin + ow, bounded(x, source + r * stride_h, left, tap, W, fill, p))
-
-        return windows
-
-    windows_at_sides, clean_at_sides = sides(made), sides(clean)
+    @jitable
+    def windows_at_sides(states, x, first_w, places, sizes, numbers):
+        """The other blocks, and those of rows from ``safe`` on."""
+        (source, rows, safe, begin, start, stop, end), (W, PW, stride_h, pitch), (_, _, fill, p) = places, sizes, numbers
+        for ow in range(begin + (end - 1 - begin) // L * L, begin - 1, -L):
+            left, tap = ow * S - PW, load(first_w, ow, L)
+            for r in range(safe if start <= ow < stop else 0, rows):
+                state = bounded(start_of(splat(real(0), L), tap), x, source + r * stride_h, left, 0, W, fill, p)
+                store_each(states, place(r, pitch) - begin + ow, state)
 
     @jitable
     def joined(state, i, args):
         """With the window's next row."""
         states, at, places, p = args
-        return merge_clean(state, moved(load_each(states, places[i + 1] + at, L), (i + 1) * KW), p)
+        return merge(state, moved(load_each(states, places[i + 1] + at, L), (i + 1) * KW), p)
 
     @jitable
     def outputs(states, x, y, kept, counts_h, counts_w, places, line, sizes, numbers):
-        """Of the windows of rows, the outputs: as one row where rows follow each other."""
+        """Of the windows of rows, the outputs: as one row where rows follow each other; -> whether all sums are finite."""
         (row, next_x, wide, out, rows, begin, length), (OW, pitch), (count, size, _, p) = places, sizes, numbers
+        odd = between(0, 1, 0, 0, L)
         for i in range(rows):
             lines, per_row = places_of(line + i * SH, pitch), count if even else count * splat(counts_h[row + i], L)
             here = out + i * OW + begin
@@ -208,38 +254,45 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                 if wide > 0:
                     ask(x, next_x + (i * OW + at) * wide, L * wide)
                 state = unroll(joined, others, load_each(states, lines[0] + at, L), (states, at, lines, p))
+                tail = between(at, 1, 0, length, L)
+                if checks:
+                    odd = odd | (tail & ~all_finite(state))
                 value, choice = finish(state, per_row if even else per_row * load(counts_w, begin + at, L), size, p)
-                if at + L <= length:
-                    put(y, here + at, value)
-                    if saves:
-                        store(kept, here + at, convert(choice, saved))
-                else:
-                    tail = between(at, 1, 0, length, L)
-                    store_masked(y, here + at, value, tail)
-                    if saves:
-                        store_masked(kept, here + at, convert(choice, saved), tail)
+                write(y, kept, here + at, tail, at + L <= length, value, choice)
+        return not any_lane(odd)
 
     @jitable
     def rim(states, pitch, y, kept, counts_h, counts_w, places, numbers):
-        """A row of outputs whose windows lie in padding with some of their rows."""
+        """A row of outputs whose windows lie in padding with some of their rows; -> whether all sums are finite."""
         (row, out, begin, end, top, first, last), (count, size, _, p) = places, numbers
-        per_row = count if even else count * splat(counts_h[row], L)
+        odd, per_row = between(0, 1, 0, 0, L), count if even else count * splat(counts_h[row], L)
         for ow in range(begin, end, L):
             state = moved(load_each(states, place(first, pitch) + ow - begin, L), (first - top) * KW)
             for r in range(first + 1, last):
                 state = merge(state, moved(load_each(states, place(r, pitch) + ow - begin, L), (r - top) * KW), p)
+            tail = between(ow, 1, 0, end, L)
+            if checks:
+                odd = odd | (tail & ~all_finite(state))
             value, choice = finish(state, per_row if even else per_row * load(counts_w, ow, L), size, p)
-            inside = between(ow, 1, 0, end, L)
-            store_masked(y, out + ow, value, inside)
-            if saves:
-                store_masked(kept, out + ow, convert(choice, saved), inside)
+            write(y, kept, out + ow, tail, False, value, choice)
+        return not any_lane(odd)
+
+    @jitable
+    def outputs_in_order(x, y, kept, first_w, counts_h, counts_w, places, sizes, numbers):
+        """The outputs, tap by tap: where there is a NaN to be found, or sums that are not finite may be so for their order alone."""
+        (source, row0, out, rows, top, lines, begin, end), (W, PW, stride_h, OW), (count, size, fill, p) = places, sizes, numbers
+        for i in range(rows):
+            per_row, first = count if even else count * splat(counts_h[row0 + i], L), top + i * SH
+            for ow in range(begin, end, L):
+                state = start_of(splat(real(0), L), load(first_w, ow, L) + splat(tapped(max(-first, 0) * KW), L))
+                for r in range(max(first, 0), min(first + KH, lines)):
+                    state = in_order(state, x, source + r * stride_h, ow * S - PW, (r - first) * KW, W, fill, p)
+                value, choice = finish(state, per_row if even else per_row * load(counts_w, ow, L), size, p)
+                write(y, kept, out + i * OW + ow, between(ow, 1, 0, end, L), False, value, choice)
 
     def kernel(args, start, stop):
-        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        first_w, counts_d = pointer(args, 3, tapped), pointer(args, 4, real)
-        counts_h, counts_w = pointer(args, 5, real), pointer(args, 6, real)
-        C, H, W, OH, OW, stride_n, stride_c, stride_h, x_end, _, PH, PW, bands, band, block, far = integers(args, 7, 16)
-        p = numbers(args, 25, P, real, L)
+        (x, y, kept), first_w, (counts_d, counts_h, counts_w), integers_of, p = given(args)
+        C, H, W, OH, OW, stride_n, stride_c, stride_h, x_end, _, PH, PW, bands, band, block, far = integers_of
         states = scratch()
         count = splat(real(counts_d[0] * counts_h[0] * counts_w[0] if even else counts_d[0]), L)
         constants = count, splat(real(KH * KW), L), neutral(splat(real(0), L)), p
@@ -262,42 +315,37 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                         safe = 0
                     while safe > 0 and here + (safe - 1) * stride_h + reach > x_end:
                         safe -= 1
-                    ordered = False
+                    quick = True
                     if looks:
                         # Of rows far apart the gaps would be looked through too.
-                        ordered = stride_h <= 2 * W and not holds_nan(x, here, (lines - 1) * stride_h + W, x_end)
-                        if not ordered:
-                            safe = 0
-                    asked = 0 if looks and left_end == right else far
-                    share = 0 if asked == 0 or past else (rows * OW + lines - 1) // lines
-                    places = here, asked, out, share, safe, begin, left_end, right
-                    at_sides, sizes = (here, lines, safe, begin, left_end, right, end), (W, PW, stride_h, pitch)
-                    windows_inside(states, x, y, kept, places, sizes, constants)
-                    if looks:
-                        if ordered:
-                            clean_at_sides(states, x, first_w, at_sides, sizes, constants)
-                        else:
-                            windows_at_sides(states, x, first_w, at_sides, sizes, constants)
-                    else:
+                        quick = stride_h <= 2 * W and not holds_nan(x, here, (lines - 1) * stride_h + W, x_end)
+                    if quick:
+                        asked = 0 if looks and left_end == right else far
+                        share = 0 if asked == 0 or past else (rows * OW + lines - 1) // lines
+                        places = here, asked, out, share, safe, begin, left_end, right
+                        at_sides, sizes = (here, lines, safe, begin, left_end, right, end), (W, PW, stride_h, pitch)
+                        windows_inside(states, x, y, kept, places, sizes, constants)
                         windows_at_sides(states, x, first_w, at_sides, sizes, constants)
-                    # Rows of outputs all of whose windows' rows are there.
-                    first, whole = 0, rows
-                    while first < rows and top + first * SH < 0:
-                        first += 1
-                    while whole > first and top + (whole - 1) * SH + KH > lines:
-                        whole -= 1
-                    if looks and not ordered:
-                        whole = first
-                    count_rows, length, wide = whole - first, pitch, SH * S if looks and asked > 0 else 0
-                    if even and pitch == OW:
-                        length, count_rows = count_rows * OW, 1
-                    at_rows = row + first, here + lines * stride_h, wide, out + first * OW, count_rows, begin, length
-                    outputs(states, x, y, kept, counts_h, counts_w, at_rows, top + first * SH, (OW, pitch), constants)
-                    for rest in range(first + rows - whole):
-                        i = rest if rest < first else whole + rest - first
-                        at = top + i * SH
-                        here_y = row + i, out + i * OW, begin, end, at, max(at, 0), min(at + KH, lines)
-                        rim(states, pitch, y, kept, counts_h, counts_w, here_y, constants)
+                        # Rows of outputs all of whose windows' rows are there.
+                        first, whole = 0, rows
+                        while first < rows and top + first * SH < 0:
+                            first += 1
+                        while whole > first and top + (whole - 1) * SH + KH > lines:
+                            whole -= 1
+                        count_rows, length, wide = whole - first, pitch, SH * S if looks and asked > 0 else 0
+                        if even and pitch == OW:
+                            length, count_rows = count_rows * OW, 1
+                        at_rows = row + first, here + lines * stride_h, wide, out + first * OW, count_rows, begin, length
+                        quick = outputs(states, x, y, kept, counts_h, counts_w, at_rows, top + first * SH, (OW, pitch), constants)
+                        for rest in range(first + rows - whole):
+                            i = rest if rest < first else whole + rest - first
+                            at = top + i * SH
+                            here_y = row + i, out + i * OW, begin, end, at, max(at, 0), min(at + KH, lines)
+                            quick = rim(states, pitch, y, kept, counts_h, counts_w, here_y, constants) and quick
+                    if not quick:
+                        places_in_order = here, row, out, rows, top, lines, begin, end
+                        sizes_in_order = W, PW, stride_h, OW
+                        outputs_in_order(x, y, kept, first_w, counts_h, counts_w, places_in_order, sizes_in_order, constants)
             part, plane, n, c = _next(part, plane, n, c, bands, C)
         if past:
             settle()
@@ -309,27 +357,27 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
 def forward_apart(kind, dtype, saved, saves, lanes, KH, KW, stride, past):
     """The same where no row of the map is a part of two rows of outputs, and all of a window's are there: the rows of a window are reduced
     one after the other.  PH is 0, and no rows wait."""
-    A, P, L, S, real, tapped = arithmetic(kind), len(kind.parameters), lanes, stride, number(dtype), index(dtype, saved)
-    neutral, others, put = A.neutral, KH - 1, store_past if past else store
-    made, ask = carried(kind, real, tapped, L, saves), ahead.asking(dtype)
-    bounded, inside = (_window_of_row(made, real, tapped, L, KW, S, outside) for outside in (True, False))
-    merge, moved, finish, blocks_inside = made.merge, made.moved, made.finish, _blocks(L, KW, S)
+    A, L, S, real, tapped = arithmetic(kind), lanes, stride, number(dtype), index(dtype, saved)
+    neutral, others, given = A.neutral, KH - 1, _arguments(dtype, saved, tapped, lanes, len(kind.parameters))
+    made, ask, blocks_inside = carried(kind, real, tapped, L, saves), ahead.asking(dtype), _blocks(L, KW, S)
+    finish, start_of, write = made.finish, made.start, _writing(saved, saves, store_past if past else store)
+    first_row, inside, bounded = _first_row(made, tapped, L, KW, S), _row(made, tapped, L, KW, S, False), _row(made, tapped, L, KW, S, True)
 
     @jitable
     def below(state, i, args):
-        """With the window's next row of the map."""
-        outside, x, row, stride_h, left, tap, W, fill, p = args
-        at = row + (i + 1) * stride_h
-        other = bounded(x, at, left, tap, W, fill, p) if outside else inside(x, at, left, tap, W, fill, p)
-        return merge(state, moved(other, (i + 1) * KW), p)
+        x, row, stride_h, left, W, fill, p = args
+        kh = i + 1
+        return inside(state, x, row + kh * stride_h, left, kh * KW, W, fill, p)
+
+    @jitable
+    def below_bounded(state, kh, args):
+        x, row, stride_h, left, W, fill, p = args
+        return bounded(state, x, row + kh * stride_h, left, kh * KW, W, fill, p)
 
     def kernel(args, start, stop):
-        x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
-        first_w, counts_d = pointer(args, 3, tapped), pointer(args, 4, real)
-        counts_h, counts_w = pointer(args, 5, real), pointer(args, 6, real)
-        C, _, W, OH, OW, stride_n, stride_c, stride_h, x_end, SH, _, PW, bands, band, _, far = integers(args, 7, 16)
-        p = numbers(args, 25, P, real, L)
-        fill, size, none = neutral(splat(real(0), L)), splat(real(KH * KW), L), splat(tapped(0), L)
+        (x, y, kept), first_w, (counts_d, counts_h, counts_w), integers_of, p = given(args)
+        C, _, W, OH, OW, stride_n, stride_c, stride_h, x_end, SH, _, PW, bands, band, _, far = integers_of
+        fill, size, whole = neutral(splat(real(0), L)), splat(real(KH * KW), L), between(0, 1, 0, L, L)
         near, far_end, reach = blocks_inside(W, OW, PW)
         reach += (KH - 1) * stride_h
         masked = ((OW + L - 1) // L * L - 1) // OW  # rows at a job's end that must not be written over their ends
@@ -348,23 +396,17 @@ def forward_apart(kind, dtype, saved, saves, lanes, KH, KW, stride, past):
                         ask(x, row + kh * stride_h + far, W)
                 for ow in range(near, far_end, L):
                     left = ow * S - PW
-                    state = inside(x, row, left, none, W, fill, p)
-                    state = unroll(below, others, state, (False, x, row, stride_h, left, none, W, fill, p))
+                    state = unroll(below, others, first_row(x, row, left, p), (x, row, stride_h, left, W, fill, p))
                     value, choice = finish(state, count * load(counts_w, ow, L), size, p)
-                    put(y, out + oh * OW + ow, value)
-                    if saves:
-                        store(kept, out + oh * OW + ow, convert(choice, saved))
+                    write(y, kept, out + oh * OW + ow, whole, True, value, choice)
             for ow in range(0, OW, L):
                 left, tap, tail = ow * S - PW, load(first_w, ow, L), between(ow, 1, 0, OW, L)
                 for oh in range(safe if near <= ow < far_end else first, last):
                     row = source + oh * SH * stride_h
-                    state = bounded(x, row, left, tap, W, fill, p)
-                    state = unroll(below, others, state, (True, x, row, stride_h, left, tap, W, fill, p))
+                    state = unroll(below_bounded, KH, start_of(splat(real(0), L), tap), (x, row, stride_h, left, W, fill, p))
                     count = splat(real(counts_d[0] * counts_h[oh]), L) * load(counts_w, ow, L)
                     value, choice = finish(state, count, size, p)
-                    store_masked(y, out + oh * OW + ow, value, tail)
-                    if saves:
-                        store_masked(kept, out + oh * OW + ow, convert(choice, saved), tail)
+                    write(y, kept, out + oh * OW + ow, tail, False, value, choice)
             part, plane, n, c = _next(part, plane, n, c, bands, C)
         if past:
             settle()
