@@ -199,6 +199,7 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
     places_of, given = _places(place, KH), _arguments(dtype, saved, tapped, L, len(kind.parameters))
     looks, holds_nan = looks_for_nan(A, dtype) and S == 1, has_nan(dtype, L)
     checks = not kind.selects and isinstance(real, types.Float)
+    doubts = looks or checks
     made, plain = carried(kind, real, tapped, L, saves, looks), carried(kind, real, tapped, L, saves)
     merge, moved, finish, start_of = made.merge, made.moved, made.finish, made.start
     all_finite, scratch = _all_finite(len(made.parts)), arrays(made.parts, ROOM + (SH + 1) * L)
@@ -342,10 +343,9 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                             at = top + i * SH
                             here_y = row + i, out + i * OW, begin, end, at, max(at, 0), min(at + KH, lines)
                             quick = rim(states, pitch, y, kept, counts_h, counts_w, here_y, constants) and quick
-                    if not quick:
-                        places_in_order = here, row, out, rows, top, lines, begin, end
-                        sizes_in_order = W, PW, stride_h, OW
-                        outputs_in_order(x, y, kept, first_w, counts_h, counts_w, places_in_order, sizes_in_order, constants)
+                    if doubts and not quick:
+                        block_of = here, row, out, rows, top, lines, begin, end
+                        outputs_in_order(x, y, kept, first_w, counts_h, counts_w, block_of, (W, PW, stride_h, OW), constants)
             part, plane, n, c = _next(part, plane, n, c, bands, C)
         if past:
             settle()
