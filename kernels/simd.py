@@ -347,6 +347,44 @@ def exchange(tyctx, x, y, distance):
         return result(x, y, distance), codegen
 
 
+_PERMUTES = {
+    (32, "f32x8"): "avx2.permps",
+    (32, "i32x8"): "avx2.permd",
+    (64, "f32x16"): "avx512.permvar.sf.512",
+    (64, "i32x16"): "avx512.permvar.si.512",
+    (64, "f64x8"): "avx512.permvar.df.512",
+    (64, "i64x8"): "avx512.permvar.di.512",
+}
+"""(bytes of a register, what it holds) -> LLVM's name of the one instruction."""
+
+
+def _permuted(b, value, lane, vec):
+    """value[lane[i]] in lane i."""
+    holds = f"{'f' if _is_float(vec) else 'i'}{vec.dtype.bitwidth}x{vec.lanes}"
+    name = next((name for (size, held), name in _PERMUTES.items() if held == holds and size <= register_bytes()), None)
+    if _X86 and name:
+        if vec.dtype.bitwidth == 64:
+            lane = b.zext(lane, ir.VectorType(I64, vec.lanes))
+        return _call_llvm(b, f"llvm.x86.{name}", value.type, [value, lane])
+    result = ir.Constant(value.type, ir.Undefined)
+    for i in range(vec.lanes):
+        here = ir.Constant(I32, i)
+        result = b.insert_element(result, b.extract_element(value, b.extract_element(lane, here)), here)
+    return result
+
+
+@intrinsic
+def permuted_each(tyctx, xs, lanes):
+    """Of each of a tuple x[lanes[i]] in lane i; lanes are int32."""
+
+    def codegen(ctx, b, sig, args):
+        found = [_permuted(b, b.extract_value(args[0], i), args[1], vec) for i, vec in enumerate(xs)]
+        return ctx.make_tuple(b, xs, found)
+
+    if all(lanes == Vec(types.int32, vec.lanes) for vec in xs):
+        return xs(xs, lanes), codegen
+
+
 @intrinsic
 def total(tyctx, x):
     """The sum of a float Vec's lanes, by halves."""

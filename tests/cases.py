@@ -39,11 +39,13 @@ GEOMETRIES = {
     "3x3s2p1-wide": ((1, 2, 5, 3001), window((3, 3), (2, 2), (1, 1))),
     "2x2s1-many-channels": ((1, 277, 3, 5), window((2, 2), (1, 1))),
     "narrow-3x3s2p1": ((2, 19, 7, 7), window((3, 3), (2, 2), (1, 1))),
-    "narrow-3x3s1p1": ((1, 19, 14, 14), window((3, 3), (1, 1), (1, 1))),
+    "flat-3x3s1p1": ((1, 19, 14, 14), window((3, 3), (1, 1), (1, 1))),
+    "flat-3x3s2p1": ((2, 17, 6, 8), window((3, 3), (2, 2), (1, 1))),
+    "flat-5x5s1p2": ((2, 19, 9, 7), window((5, 5), (1, 1), (2, 2))),
     "narrow-2x2s1": ((1, 70, 5, 6), window((2, 2), (1, 1))),
     "narrow-2x3s3": ((3, 7, 11, 8), window((2, 3), (3, 1), (1, 1))),
     "narrow-one-output": ((1, 40, 2, 3), window((2, 3))),
-    "across-5x5s1p2": ((2, 19, 9, 7), window((5, 5), (1, 1), (2, 2))),
+    "across-5x4s1p2": ((2, 19, 9, 7), window((5, 4), (1, 1), (2, 2))),
     "across-dilated": ((1, 37, 6, 9), window((2, 3), (1, 3), (1, 1), (3, 2))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
@@ -66,7 +68,7 @@ DEEP = {
 GEOMETRIES |= LONG | DEEP
 EVERY_NEST = (
     "3x3s2p1", "3x3s2p1-wide", "asymmetric-dilated", "9x9s1p4", "7x7s7", "window-is-input", "1d-3s2p1-ceil", "3d-3s2p1-ceil",
-    "narrow-3x3s2p1", "across-5x5s1p2", "across-dilated",
+    "flat-3x3s2p1", "narrow-3x3s2p1", "across-5x4s1p2", "across-dilated",
 )  # fmt: skip
 """Of GEOMETRIES, enough to send a pooling type through each loop nest."""
 EVERY_KIND = ("3x3s2p1", "asymmetric-dilated", "9x9s1p4", "7x7s7")

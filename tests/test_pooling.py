@@ -98,6 +98,8 @@ CLEAN = (
     "3x3s1-dilated",
     "narrow-3x3s2p1",
     "narrow-2x2s1",
+    "flat-3x3s1p1",
+    "flat-3x3s2p1",
     "2x2s1-many-channels",
     "1d-31s1p15",
 )

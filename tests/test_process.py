@@ -196,8 +196,8 @@ import torch, fastpool.functional as F, torch.nn.functional as T
 from fastpool.kernels.simd import native_lanes
 from numba import float32
 print(native_lanes(float32), end=" ")
-for layout in (torch.contiguous_format, torch.channels_last):
-    x = torch.randn(2, 21, 19, 37).contiguous(memory_format=layout)
+for shape, layout in (((19, 37), torch.contiguous_format), ((19, 37), torch.channels_last), ((6, 8), torch.contiguous_format)):
+    x = torch.randn(2, 21, *shape).contiguous(memory_format=layout)
     for ours, theirs in (
         (lambda t: F.max_pool2d(t, 3, 2, 1), lambda t: T.max_pool2d(t, 3, 2, 1)),
         (lambda t: F.avg_pool2d(t, 2), lambda t: T.avg_pool2d(t, 2)),

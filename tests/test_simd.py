@@ -46,6 +46,7 @@ from fastpool.kernels.simd import (
     lowest,
     multiply_wide,
     numbers,
+    permuted_each,
     phase,
     pointer,
     polynomial,
@@ -353,6 +354,30 @@ def test_making_vecs_and_moving_lanes(dtype, lanes):
     constants = [np.full(L, value, kind) for value in (x[3], 5, lowest, highest)]
     exchanged = [np.where(lane & d, w[lane ^ flip], v[lane ^ flip]) for d in (1, L // 2) for flip in (0, d)]
     assert_same_bits(out, np.stack([*constants, *exchanged, np.full(L, w[0])]))
+
+
+@specialised
+def permuting(dtypes, lanes):
+    first, second = dtypes
+
+    def kernel(args, start, stop):
+        x, y, order = pointer(args, 0, first), pointer(args, 1, second), pointer(args, 2, int32)
+        a, b = permuted_each((load(x, 0, lanes), load(y, 0, lanes)), load(order, 0, lanes))
+        store(x, lanes, a)
+        store(y, lanes, b)
+
+    return kernel
+
+
+@all_lanes
+@pytest.mark.parametrize("dtypes", [(float32, int32), (float64, int32), (int64, uint8)], ids=str)
+def test_lanes_in_any_order(dtypes, lanes):
+    """Those of a register that has an instruction for it, and of others."""
+    order = np.random.default_rng(0).integers(0, lanes, lanes).astype(np.int32)
+    x, y = (np.arange(3, 3 + 2 * lanes).astype(numpy_dtype(dtype)) for dtype in dtypes)
+    run(permuting(dtypes, lanes), x, y, order)
+    for found in (x, y):
+        assert_same_bits(found[lanes:], found[:lanes][order])
 
 
 @specialised

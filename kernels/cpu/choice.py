@@ -3,13 +3,14 @@
 Each candidate answers with a ``Choice``, or None.  The numbers that draw the lines between them were measured where a comment says so.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..geometry import Geometry, dense_strides
 from ..simd import LINE, native_lanes, number
-from . import across, ahead, bins, contiguous, few, narrow, rows, separable, small, whole_map, whole_plane
+from . import across, ahead, bins, contiguous, few, flat, narrow, rows, separable, small, whole_map, whole_plane
 from . import channels_last as last
 from .blocking import l3_bytes
 from .geometry import Tables, itemsize, lanes_for, stored_dtype
@@ -53,6 +54,19 @@ us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: 
 MANY_TAPS = 9
 """Taps of a window that are more than the copying there and back."""
 
+FLAT, TINY, FLAT_SQUARE = 1024, 64, ((24, 13), (0, 9))
+"""Elements of a contiguous map up to which maps are pooled as one long row: of padded windows whose strides, if any, divide rows; of
+windows that lie inside; and as MOST_SQUARE.
+
+us a call, one core (Zen 5), max, by what else there is and so: 3x3 s1 p1 of 64x512x7x7 770 and 270, 8x512x14x14 279 and 134, 32x64x32x32
+391 and 322, with what backward needs 860 and 510, 393 and 252, 625 and 569; but 8x256x40x40 853 and 947.  3x3 s2 p1 of 8x512x14x14 156 and
+110, 32x64x32x32 317 and 249; of 8x512x13x13 151 and 159.  9x9 of 8x512x14x14 468 and 368, 13x13 479 and 569, of 32x64x32x32 2,270 and
+1,440.  Inside: 2x2 s2 of 64x512x7x7 300 and 220, 8x512x14x14 73 and 84, 3x2 s2 351 and 317, 86 and 88.
+"""
+
+
+FLAT_TAPS = 5
+"""Rows and columns of the largest window of stride 1 whose gradient is gathered so."""
 
 WIDE, SHORT = 16, 8
 """Outputs of a row up to which ``small`` is better than ``rows``: of numbers of fewer than 32 bits, whose registers are wide, and of
@@ -90,20 +104,62 @@ class Asked(NamedTuple):
 
 def forward(asked):
     """The ``Choice`` for a pooling.  Arguments before its sizes: x, y, saved; after them: the seed's two halves, the parameters."""
-    asked = asked._replace(geometry=_merged(asked.geometry))
+    asked = asked._replace(geometry=_merged(asked.kind, asked.geometry))
     return next(choice for candidate in FORWARD if (choice := candidate(asked)))
 
 
 def backward(asked):
     """The ``Choice`` for a gradient.  Arguments before its sizes: gx, gy, saved, x, y; after them: the parameters."""
-    asked = asked._replace(geometry=_merged(asked.geometry))
+    asked = asked._replace(geometry=_merged(asked.kind, asked.geometry))
     return next(choice for candidate in BACKWARD if (choice := candidate(asked)))
 
 
-def _merged(geometry):
-    """The geometry of a global pooling with the axes that follow each other in memory made one: its taps are numbered as before."""
-    if geometry.window is not None:
+def mirrored(asked):
+    """The ``Choice`` of the forward pass that a gradient is: at stride 1 an element's share of averages of equal counts is the average of
+    their gradients, over as many, with padding where theirs had none.  None: it is not one.
+
+    us a call, one core (Zen 5), gathered and so: 8x512x14x14 3x3 s1 p1 280 and 160, 64x512x7x7 5x5 1,340 and 480; 8x256x56x56 3,090 and
+    2,080.
+    """
+    kind, geometry, window = asked.kind, asked.geometry, asked.geometry.window
+    if kind.selects or not kind.linear or window is None or not window.regular or max(window.stride) > 1:
+        return None
+    padding = tuple(extent - 1 - pad for extent, pad in zip(window.extent, window.padding, strict=True))
+    tables = Tables(geometry)
+    shape, out = (*geometry.shape[:2], *tables.out), geometry.shape[2:]
+    turned = geometry._replace(
+        shape=shape,
+        strides=dense_strides(shape[1], tables.out, geometry.channels_last),
+        window=replace(window, padding=padding),
+        include_pad=True,
+    )
+    if not tables.even or tables.count != Tables(turned).count or turned.window.output_size(*tables.out) != out:
+        return None
+    if _elements(*out) > 2 * _elements(*tables.out):
+        return None  # most of what is read would be padding
+    if _elements(*out) <= GATHERED and out != tables.out and not geometry.channels_last:
+        return None  # by ``narrow``: 2x2 s1 of 8x512x14x14 240 us, 320 so
+    return forward(asked._replace(geometry=turned))
+
+
+def _covers(kind, geometry):
+    """Whether a window is one over the whole map, which ``kind`` may be asked for as such.
+
+    us a call, one core (Zen 5), contiguous, as a window and as a whole map: avg 64x512x7x7 256 and 117, 8x512x14x14 152 and 42, max 185,
+    57.
+    """
+    window, sizes = geometry.window, geometry.shape[2:]
+    if not window.regular or not kind.combine or kind.draws or (kind.selects and kind.survey) or geometry.divisor is not None:
+        return False
+    return tuple(window.kernel_size) == tuple(sizes) and max(window.padding) == 0 and tuple(window.output_size(*sizes)) == (1, 1, 1)
+
+
+def _merged(kind, geometry):
+    """The geometry of a global pooling, as such, with the axes that follow each other in memory made one: its taps are numbered as
+    before."""
+    if geometry.window is not None and not _covers(kind, geometry):
         return geometry
+    geometry = geometry._replace(window=None)
     (n, c, *sizes), (sn, sc, *strides) = geometry.shape, geometry.strides
     if not geometry.channels_last and sizes[-1] == 1:
         strides[-1] = 1  # the step of an axis of one element may be anything: that of a column of a larger tensor, not to go along it
@@ -142,12 +198,16 @@ def _group(dtype, planes, cells, least):
     return group
 
 
-def _is_square_window(geometry):
-    """Of stride 1 and no more than MOST_SQUARE rows and columns for maps of this width."""
-    window, width = geometry.window, geometry.shape[4]
+def _is_square_window(geometry, limits):
+    """Of stride 1 and no more rows and columns than ``limits``, as MOST_SQUARE, says."""
+    window, most = geometry.window, next(most for least, most in limits if geometry.shape[4] >= least)
     (depth, *kernel), steps = window.kernel_size, (*window.stride, *window.dilation)
-    most = next(most for least, most in MOST_SQUARE if width >= least)
     return window.regular and depth == 1 and kernel[0] == kernel[1] <= most and max(steps) == 1 and window.padding[0] == 0
+
+
+def _goes_by_rows(geometry):
+    """Whether ``rows`` has the window written out."""
+    return _is_small_window(geometry.window) or _is_square_window(geometry, MOST_SQUARE)
 
 
 def _is_small_window(window):
@@ -240,7 +300,7 @@ def _batches(asked):
 
 def _across_forward(asked):
     length = _elements(*asked.geometry.shape[2:])
-    if asked.geometry.window and length > NARROW and can_carry(asked.kind) and _is_square_window(asked.geometry):
+    if asked.geometry.window and length > NARROW and can_carry(asked.kind) and _goes_by_rows(asked.geometry):
         return None  # by rows
     if not (how := _batches(asked)):
         return None
@@ -263,6 +323,56 @@ def _across_backward(asked):
     together = lanes // 2 if lanes >= 8 and length * itemsize(asked.dtype) % across.ALIAS == 0 else lanes
     constants = asked.kind, asked.dtype, asked.kept, lanes, together, inner.nest, *inner.constants
     return Choice(across.backward, constants, batches, sizes, inner.tables)
+
+
+# Maps as one long row
+
+
+def _flat_forward(asked):
+    kind, geometry, dtype, kept, saves = asked
+    window, (n, channels, _, height, width) = geometry.window, geometry.shape
+    if window is None or height * width > FLAT or not can_carry(kind) or not _can_lie_across(geometry, dtype) or not _are_planes(geometry):
+        return None
+    if not (_is_small_window(window) or _is_square_window(geometry, FLAT_SQUARE)):
+        return None
+    planes, channels, sn, sc = _planes(geometry)
+    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
+    tables, length, step = Tables(geometry), height * width, sw if width % sw == 0 else 1
+    (out_h, out_w), inside, pitch = tables.out[1:], tables.inside, width // step
+    if (length > TINY or saves) if inside else step < sw:
+        return None
+    if (out_h - 1) * sh >= height or (out_w - 1) * sw >= width or max(ph, kh - 1 - ph) * width + kw > flat.MARGIN:
+        return None
+    runs, maps = (1, planes) if n == 1 or sn == channels * length else (n, channels)
+    if (maps > 1 and sc != length) or not (group := flat.batch(native_lanes(dtype), height * pitch, length, maps)):
+        return None
+    batches, dtypes = -(-maps // group), (index(dtype, kept), index(dtype, kept), number(dtype))
+    sizes = (
+        *tables.by_positions(group, step, native_lanes(dtype), dtypes), sn, maps, batches, group, length, width, out_h * out_w,
+        geometry.end,
+    )  # fmt: skip
+    everywhere, even = (out_h, out_w) == (height, pitch), kind.selects or tables.even
+    constants = kind, dtype, kept, saves, native_lanes(dtype), kh, kw, step, ph, pw, inside, everywhere, even
+    return Choice(flat.forward, constants, runs * batches, sizes, tables)
+
+
+def _flat_backward(asked):
+    kind, geometry, dtype, kept, _ = asked
+    window, (_height, width) = geometry.window, geometry.shape[3:]
+    if not kind.selects or window is None or geometry.channels_last or not window.regular:
+        return None
+    (depth, kh, kw), (_, ph, pw), steps = window.kernel_size, window.padding, (*window.stride, *window.dilation)
+    everywhere = tuple(window.output_size(*geometry.shape[2:])) == tuple(geometry.shape[2:])
+    if depth > 1 or max(steps) > 1 or max(kh, kw) > FLAT_TAPS or not everywhere:
+        return None
+    total, lanes = _elements(*geometry.shape), native_lanes(dtype)
+    together, run = (flat.TOGETHER, width) if width >= flat.WIDE else (1, min(total, flat.NEAR))
+    block = together * run
+    if block > total or block + kh * width + kw + 2 * lanes > flat.REACHED:
+        return None
+    several, past = max(1, flat.NEAR // block), together > 1 and _goes_past(dtype, total, width)
+    sizes = total, width, run, several, ahead.distance_in(dtype, total)
+    return Choice(flat.backward, (kind, dtype, kept, lanes, kh, kw, ph, pw, together, past), -(-total // (block * several)), sizes)
 
 
 # Large windows
@@ -442,9 +552,9 @@ def _whole_map_forward(asked):
         return None
     (n, channels, *sizes), (sn, _, *steps) = geometry.shape, geometry.strides
     lanes = lanes_for(dtype, channels)
-    group = whole_map.group(kind, lanes, channels, sizes[2])
+    group = whole_map.group(kind, saves, lanes, channels, sizes[2])
     arguments = channels, *sizes, sn, *steps, sizes[0] == sizes[1] == 1
-    constants = kind, dtype, kept, saves, lanes, group, whole_map.asks(kind, _elements(*geometry.shape) * itemsize(dtype))
+    constants = kind, dtype, kept, saves, lanes, group, whole_map.asks(kind, saves, _elements(*geometry.shape) * itemsize(dtype))
     return Choice(whole_map.forward, constants, n * -(-channels // (group * lanes)), arguments)
 
 
@@ -556,7 +666,7 @@ def _rows_forward(asked):
     window = geometry.window
     if window is None or not _are_planes(geometry) or not can_carry(kind):
         return None
-    if not (_is_small_window(window) or _is_square_window(geometry)):
+    if not _goes_by_rows(geometry):
         return None
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
     tables, (height, width) = Tables(geometry), geometry.shape[3:]
@@ -682,6 +792,7 @@ def _contiguous_backward(asked, bands=None):
 
 FORWARD = (
     _whole_plane_forward,
+    _flat_forward,
     _narrow_forward,
     _across_forward,
     _rows_forward,
@@ -695,6 +806,7 @@ FORWARD = (
     _contiguous_forward,
 )
 BACKWARD = (
+    _flat_backward,
     _scatter,
     _narrow_backward,
     _across_backward,

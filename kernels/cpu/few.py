@@ -195,7 +195,7 @@ def whole_forward(kind, dtype, saved, saves, lanes, channels):
         return with_phase(states, c, one_combine(phase(states, c), phase(others, c)))
 
     @jitable
-    def combine(states, others):
+    def combine(states, others, args):
         return unroll(combined, channels, states, others)
 
     @jitable

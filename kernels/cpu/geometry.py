@@ -10,7 +10,7 @@ Along an axis the nests know a window from tables, so that padding, dilation, ce
 import numba
 import numpy as np
 
-from ..simd import bfloat16, float16, native_lanes, number
+from ..simd import LINE, bfloat16, float16, native_lanes, number
 
 LEAST_LANES = 4
 """Narrower registers are not quicker."""
@@ -63,9 +63,11 @@ class Tables:
         self.kept = []
 
     def _address(self, table):
-        table = np.ascontiguousarray(table)
-        self.kept.append(table)
-        return table.ctypes.data
+        room = np.empty(table.nbytes + LINE, np.uint8)
+        at = -room.ctypes.data % LINE
+        room[at : at + table.nbytes] = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
+        self.kept.append(room)
+        return room.ctypes.data + at
 
     def of_int64(self, table):
         return self._address(table.reshape(-1).astype(np.int64))
@@ -115,6 +117,30 @@ class Tables:
         with np.errstate(all="ignore"):
             return tuple(self._address(table.astype(dtype.name).reshape(-1)) for table, dtype in zip(tables, dtypes, strict=True))
 
+    def by_positions(self, maps, step, lanes, dtypes):
+        """What ``flat`` reads: addresses of tables over every ``step``th position of so many maps: bits, from the second on, of which
+        columns and rows are inside of a window there; of each register the lanes where windows are, and how many came before; the first tap
+        inside of a window's first row and of the window, and counts by outputs, in ``dtypes``."""
+        (_, rows, columns), steps, found = self.window.kernel_size, (1, step), []
+        for axis, taps in enumerate((rows, columns), 1):
+            origin, first, end = self.found[axis]
+            size, numbers = self.sizes[axis] // steps[axis - 1], np.arange(taps)
+            begins = (origin + self.window.padding[axis]) // steps[axis - 1]
+            there, firsts, begun = np.zeros((size, taps), int), np.zeros(size, int), np.zeros(size, bool)
+            there[begins], firsts[begins], begun[begins] = (first[:, None] <= numbers) & (numbers < end[:, None]), first, True
+            found.append(((there << np.arange(taps)).sum(1), firsts, begun))
+        (rows_there, first_h, begun_h), (columns_there, first_w, begun_w) = found
+        words = 2 * (columns_there + (rows_there[:, None] << columns))
+        begun = np.tile((begun_h[:, None] & begun_w).reshape(-1), maps).reshape(-1, lanes)
+        firsts, counts = first_h[:, None] * columns + first_w, np.outer(self._count(1), self._count(2))
+        tables = words, np.broadcast_to(first_w, firsts.shape), firsts, counts
+        words, *tables = (np.tile(table.reshape(-1), maps) for table in tables)
+        tables[2] = np.pad(tables[2], (0, lanes), constant_values=1)
+        with np.errstate(all="ignore"):
+            tables = [table.astype(dtype.name) for table, dtype in zip(tables, dtypes, strict=True)]
+        chosen = np.argsort(~begun, axis=1, kind="stable").astype(np.int32), np.cumsum(begun.sum(1)) - begun.sum(1)
+        return tuple(map(self._address, (words.astype(np.int32), *chosen, *tables)))
+
     @property
     def once(self):
         """Whether every position lies in exactly one window."""
@@ -126,6 +152,12 @@ class Tables:
             return np.full(self.out[axis], self.geometry.divisor if axis == 1 else 1)
         return self.window.counts(axis, self.sizes[axis], self.geometry.include_pad)
 
+    @property
+    def inside(self):
+        """Whether all windows lie inside the input."""
+        found = zip(self.found, self.window.kernel_size, strict=True)
+        return all((first == 0).all() and (end == taps).all() for (_, first, end), taps in found)
+
     def uniform(self, kind):
         """Whether what an output gives to its elements is the same part of its gradient everywhere."""
         return not kind.selects and kind.linear and self.even
@@ -134,6 +166,11 @@ class Tables:
     def even(self):
         """Whether all outputs have the same count."""
         return all(len(set(self._count(axis))) == 1 for axis in range(3))
+
+    @property
+    def count(self):
+        """That of the first output."""
+        return int(np.prod([self._count(axis)[0] for axis in range(3)]))
 
     def counts(self, margin=0):
         """Addresses for D, H and W; the last readable ``margin`` elements before its first, too."""

@@ -32,8 +32,16 @@ class Plan:
             self.worker.call(args, 0, self.jobs)
 
 
-def _plan(geometry, chosen):
-    return Plan(chosen.nest(*chosen.constants), chosen.jobs, chosen.sizes, _is_parallel(geometry), chosen.tables)
+class _Mirrored(Plan):
+    """A forward pass that is run as a backward one."""
+
+    def run(self, addresses, threads, *more):
+        gx, gy, *_ = addresses
+        super().run((gy, gx, 0), threads, 0, 0, *more)
+
+
+def _plan(geometry, chosen, make=Plan):
+    return make(chosen.nest(*chosen.constants), chosen.jobs, chosen.sizes, _is_parallel(geometry), chosen.tables)
 
 
 def _is_parallel(geometry):
@@ -57,6 +65,8 @@ def forward(kind, geometry, saved, saves):
 def backward(kind, geometry, saved):
     """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
     asked = choice.Asked(getattr(kind, "routed", None) or kind, geometry, stored_dtype(geometry.dtype), stored_dtype(saved))
+    if chosen := choice.mirrored(asked):
+        return _plan(geometry, chosen, _Mirrored)
     return _plan(geometry, choice.backward(asked))
 
 

@@ -8,7 +8,7 @@ from numba import int32, types, uint8, uint16, uint32, uint64
 from .. import arithmetic as shared
 from .. import number as vocabulary
 from .. import random
-from ..simd import any_lane, between, lane_index, load, load_masked, number, splat, stacked, store, store_phases
+from ..simd import any_lane, between, convert, lane_index, load, load_masked, number, splat, stacked, store, store_masked, store_phases
 from .number import compiled, jitable
 
 
@@ -149,6 +149,43 @@ def carried(kind, real, tapped, lanes, saves, ordered=False):
         jitable(lambda state, taps: state),
         jitable(lambda state, count, size, p: ended((state[0], splat(tapped(0), lanes)), count, size, p)),
     )
+
+
+def in_order(kind, dtype, lanes, saves):
+    """A reduction's functions on whole maps, of elements in the order of their taps; those of ``Carried``, where it has them."""
+    real = number(dtype)
+    if can_carry(kind):
+        return carried(kind, real, int32, lanes, saves)
+    A = arithmetic(kind)
+    begin, combine = A.begin, A.combine
+    start, merge = jitable(lambda zero, tap: begin(zero, tap, zero, zero)), jitable(lambda a, b, p: combine(a, b))
+    return Carried(members(kind, real), start, None, A.step, merge, None, A.finish)
+
+
+def all_finite(count):
+    """(state) -> where all ``count`` members of a state are numbers that are neither infinite nor NaN."""
+    finite = jitable(lambda v: v - v == v - v)
+    if count == 1:
+        return jitable(lambda state: finite(state[0]))
+    before, last = all_finite(count - 1), count - 1
+    return jitable(lambda state: before(state) & finite(state[last]))
+
+
+def writing(saved, saves, put):
+    """(y, kept, at, tail, whole, value, choice): write a register of outputs, or of a row's last those of ``tail``."""
+
+    @jitable
+    def write(y, kept, at, tail, whole, value, choice):
+        if whole:
+            put(y, at, value)
+            if saves:
+                store(kept, at, convert(choice, saved))
+        else:
+            store_masked(y, at, value, tail)
+            if saves:
+                store_masked(kept, at, convert(choice, saved), tail)
+
+    return write
 
 
 def arrays(parts, count):

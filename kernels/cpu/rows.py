@@ -18,7 +18,6 @@ from ..compile import specialised
 from ..simd import (
     any_lane,
     between,
-    convert,
     integers,
     load,
     load_each,
@@ -34,7 +33,6 @@ from ..simd import (
     stacked,
     store,
     store_each,
-    store_masked,
     store_past,
     store_phases,
     store_phases_between,
@@ -44,7 +42,7 @@ from ..simd import (
 )
 from . import ahead
 from .number import jitable
-from .reduction import arithmetic, arrays, carried, has_nan, index, looks_for_nan
+from .reduction import all_finite, arithmetic, arrays, carried, has_nan, index, looks_for_nan, writing
 from .small import copied_rows
 
 CHUNK = 256
@@ -106,32 +104,6 @@ def _first_row(made, tapped, lanes, KW, S):
         return unroll(tap_of, others, first, (x, row, left, p))
 
     return window
-
-
-def _all_finite(count):
-    """(state) -> where all ``count`` members of a state are numbers that are neither infinite nor NaN."""
-    finite = jitable(lambda v: v - v == v - v)
-    if count == 1:
-        return jitable(lambda state: finite(state[0]))
-    before, last = _all_finite(count - 1), count - 1
-    return jitable(lambda state: before(state) & finite(state[last]))
-
-
-def _writing(saved, saves, put):
-    """(y, kept, at, tail, whole, value, choice): write a register of outputs, or of a row's last those of ``tail``."""
-
-    @jitable
-    def write(y, kept, at, tail, whole, value, choice):
-        if whole:
-            put(y, at, value)
-            if saves:
-                store(kept, at, convert(choice, saved))
-        else:
-            store_masked(y, at, value, tail)
-            if saves:
-                store_masked(kept, at, convert(choice, saved), tail)
-
-    return write
 
 
 def _arguments(dtype, saved, tapped, lanes, count):
@@ -202,10 +174,10 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
     doubts = looks or checks
     made, plain = carried(kind, real, tapped, L, saves, looks), carried(kind, real, tapped, L, saves)
     merge, moved, finish, start_of = made.merge, made.moved, made.finish, made.start
-    all_finite, scratch = _all_finite(len(made.parts)), arrays(made.parts, ROOM + (SH + 1) * L)
+    finite, scratch = all_finite(len(made.parts)), arrays(made.parts, ROOM + (SH + 1) * L)
     inside, bounded, in_order = _first_row(made, tapped, L, KW, S), _row(made, tapped, L, KW, S, True), _row(plain, tapped, L, KW, S, True)
     ask, ask_y, ask_kept = ahead.asking(dtype), ahead.asking(dtype, True), ahead.asking(saved, True)
-    write = _writing(saved, saves, store_past if past else store)
+    write = writing(saved, saves, store_past if past else store)
 
     @jitable
     def windows_inside(states, x, y, kept, places, sizes, numbers):
@@ -257,7 +229,7 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                 state = unroll(joined, others, load_each(states, lines[0] + at, L), (states, at, lines, p))
                 tail = between(at, 1, 0, length, L)
                 if checks:
-                    odd = odd | (tail & ~all_finite(state))
+                    odd = odd | (tail & ~finite(state))
                 value, choice = finish(state, per_row if even else per_row * load(counts_w, begin + at, L), size, p)
                 write(y, kept, here + at, tail, at + L <= length, value, choice)
         return not any_lane(odd)
@@ -273,7 +245,7 @@ def forward(kind, dtype, saved, saves, lanes, KH, KW, SH, S, even, past):
                 state = merge(state, moved(load_each(states, place(r, pitch) + ow - begin, L), (r - top) * KW), p)
             tail = between(ow, 1, 0, end, L)
             if checks:
-                odd = odd | (tail & ~all_finite(state))
+                odd = odd | (tail & ~finite(state))
             value, choice = finish(state, per_row if even else per_row * load(counts_w, ow, L), size, p)
             write(y, kept, out + ow, tail, False, value, choice)
         return not any_lane(odd)
@@ -360,7 +332,7 @@ def forward_apart(kind, dtype, saved, saves, lanes, KH, KW, stride, past):
     A, L, S, real, tapped = arithmetic(kind), lanes, stride, number(dtype), index(dtype, saved)
     neutral, others, given = A.neutral, KH - 1, _arguments(dtype, saved, tapped, lanes, len(kind.parameters))
     made, ask, blocks_inside = carried(kind, real, tapped, L, saves), ahead.asking(dtype), _blocks(L, KW, S)
-    finish, start_of, write = made.finish, made.start, _writing(saved, saves, store_past if past else store)
+    finish, start_of, write = made.finish, made.start, writing(saved, saves, store_past if past else store)
     first_row, inside, bounded = _first_row(made, tapped, L, KW, S), _row(made, tapped, L, KW, S, False), _row(made, tapped, L, KW, S, True)
 
     @jitable

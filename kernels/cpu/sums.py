@@ -13,23 +13,23 @@ DEPTH, LEVELS = 16, 4
 
 def cascade(block, combine, empty, unit, twice=False):
     """(start, stop, args) -> the state of elements start .. stop - 1, by ``block``, which does it for up to DEPTH * unit of them.
-    ``empty(args)``: the state of none.  ``twice``: ``block`` is compiled for that length too, and the last, of any length, may be of up to
-    twice as many."""
+    ``empty(args)``: the state of none; ``combine(a, b, args)``: that of both.  ``twice``: ``block`` is compiled for that length too, and
+    the last, of any length, may be of up to twice as many."""
     least = DEPTH * unit
 
     @jitable
     def known(start, stop, args):
         total, last = empty(args), start + max(0, (stop - start) // least - 1) * least
         for at in range(start, last, least):
-            total = combine(total, block(at, at + least, args))
-        return combine(total, block(last, stop, args))
+            total = combine(total, block(at, at + least, args), args)
+        return combine(total, block(last, stop, args), args)
 
     def larger(smaller, size):
         @jitable
         def blocks(start, stop, args):
             total = empty(args)
             for at in range(start, stop, size):
-                total = combine(total, smaller(at, min(stop, at + size), args))
+                total = combine(total, smaller(at, min(stop, at + size), args), args)
             return total
 
         return blocks

@@ -24,49 +24,54 @@ from ..simd import (
 )
 from . import ahead, channels_last
 from .number import jitable
-from .reduction import arithmetic, members
+from .reduction import arithmetic, can_carry, in_order, members
 from .sums import cascade
 
 AHEAD = 16
 """Pixels: a group may read a short piece of each, which the hardware does not foresee."""
 
 
-def asks(kind, size):
+def _is_short(kind, saves):
+    """Whether a step is of one number."""
+    return len(members(kind, None)) == 1 or (can_carry(kind) and not saves)
+
+
+def asks(kind, saves, size):
     """Whether to ask for a map of so many bytes: not where it may lie in L2 and the steps are short.  us, 8x512x14x14 on two cores with
-    and without: avg 33 and 24, max 39 and 44; of 26 MB either is as quick with as without."""
-    return size > ahead.CACHED or len(members(kind, None)) > 1
+    and without: avg 33 and 24, max with what backward needs 39 and 44; of 26 MB either is as quick with as without."""
+    return size > ahead.CACHED or not _is_short(kind, saves)
 
 
 MANY_PIXELS = 1024
 
 
-def group(kind, lanes, channels, pixels):
+def group(kind, saves, lanes, channels, pixels):
     """How many registers of channels go through the pixels together.
 
     Of many pixels as much of each as there is, so that memory is read in its order: 8x256x56x56, max, GROUP registers 1.09 ms, 8 of them
     1.06, WIDE 0.89, as fast as a copy; of few, no more than what they carry leaves room for: 64x512x7x7 0.23, 0.25, 0.27.
     """
-    return channels_last.group(kind, lanes, channels) if pixels >= MANY_PIXELS or len(members(kind, None)) == 1 else channels_last.GROUP
+    return channels_last.group(kind, lanes, channels) if pixels >= MANY_PIXELS or _is_short(kind, saves) else channels_last.GROUP
 
 
-def _whole_image(A, dtype, lanes, group, bounded, asking):
+def _whole_image(made, dtype, lanes, group, bounded, asking):
     """(start, stop, args) -> the states of ``group`` registers of channels, of pixels start .. stop - 1."""
     real = number(dtype)
-    L, begin, step, one_combine = lanes, A.begin, A.step, A.combine
+    L, start_of, step, merge = lanes, made.start, made.more, made.merge
     ask = ahead.asking(dtype)
 
     @jitable
     def empty(args):
-        zero, origin = splat(real(0), L), splat(int32(0), L)
-        return repeat(begin(zero, origin, zero, zero), group)
+        return repeat(start_of(splat(real(0), L), splat(int32(0), L)), group)
 
     @jitable
-    def combined(states, i, others):
-        return with_phase(states, i, one_combine(phase(states, i), phase(others, i)))
+    def merged(states, i, args):
+        others, p = args
+        return with_phase(states, i, merge(phase(states, i), phase(others, i), p))
 
     @jitable
-    def combine(states, others):
-        return unroll(combined, group, states, others)
+    def combine(states, others, args):
+        return unroll(merged, group, states, (others, args[-1]))
 
     @jitable
     def stepped(states, i, args):
@@ -99,9 +104,9 @@ def _whole_image(A, dtype, lanes, group, bounded, asking):
 def forward(kind, dtype, saved, saves, lanes, group, asking):
     """Jobs: (image, ``group`` registers of channels).  Arguments: x, y, saved; C, D, H, W; x's strides of N, D, H and W; whether pixels
     follow each other; the seed's halves; the parameters.  ``asking``: for what is read ahead."""
-    A, P, L, real = arithmetic(kind), len(kind.parameters), lanes, number(dtype)
-    neutral, finish = A.neutral, A.finish
-    inside_image, bounded_image = (_whole_image(A, dtype, L, group, bounded, asking) for bounded in (False, True))
+    P, L, real, neutral, made = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral, in_order(kind, dtype, lanes, saves)
+    inside_image, bounded_image = (_whole_image(made, dtype, L, group, bounded, asking) for bounded in (False, True))
+    finish = made.finish
 
     @jitable
     def put(states, i, args):

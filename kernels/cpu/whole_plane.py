@@ -33,6 +33,9 @@ from .sums import DEPTH, cascade, transposed
 
 TOGETHER = 4
 
+SHORT = 4
+"""Blocks of steps that are made one chain: 64 additions each."""
+
 SMALL = 512
 """Elements of a map up to which TOGETHER planes go together: us a call of 4x512x14x14 avg 22, max 36, and plane by plane 24 and 68; of
 8x64x32x32 35 and 48, and 35 and 42 (in L2, one core of a Xeon with AVX-512)."""
@@ -41,7 +44,7 @@ SMALL = 512
 def _planes(A, dtype, lanes, together):
     """(elements, args) -> the states of TOGETHER planes, or of one in a tuple; ``args``: x, the chains' origins, what padding is, p."""
     L, real, begin, step, combine_one = lanes, number(dtype), A.begin, A.step, A.combine
-    far, ask = ahead.distance(dtype), ahead.asking(dtype)
+    far, ask = ahead.distance(dtype) // (2 if together > 1 else 1), ahead.asking(dtype)
     stride, apart = (L, 0) if together > 1 else (TOGETHER * L, L)
 
     @jitable
@@ -65,7 +68,7 @@ def _planes(A, dtype, lanes, together):
         return with_phase(states, i, combine_one(phase(states, i), phase(others, i)))
 
     @jitable
-    def combine(states, others):
+    def combine(states, others, args):
         return unroll(combined, together, states, others)
 
     @jitable
@@ -90,20 +93,21 @@ def _planes(A, dtype, lanes, together):
         here = load_masked(x, phase(origins, i) + at, between(i * apart, 1, 0, left, L), fill)
         return with_phase(states, i, step(phase(states, i), here, taps + splat(int32(i * apart), L), p))
 
-    # us, avg and max, with each length known and not: 8x64x112x112 380 and 510, 433 and 447; 8x64x128x128 541 and 689 (Zen 5).
+    # us, avg and max, with each length known and not: 8x64x112x112 380 and 510, 433 and 447; 8x64x128x128 541 and 689 (Zen 5).  Of few
+    # blocks those between them cost more: 8x256x56x56, avg, 390 as one, 510 as three.
     long = cascade(block, combine, empty, 1, twice=True)
 
     @jitable
     def planes(M, args):
         x, origins, fill, p = args
         steps, left = M // stride, M % stride
-        states = block(0, steps, args) if steps <= DEPTH else long(0, steps, args)
+        states = block(0, steps, args) if steps <= SHORT * DEPTH else long(0, steps, args)
         if left == 0:
             return states
         rest = x, origins, M - left, left, splat(int32(M - left), L) + lane_index(int32, L), fill, p
         if together > 1:
             return unroll(ended, TOGETHER, states, rest)
-        return combine(states, folded(unroll(ended, TOGETHER, begun(TOGETHER), rest)))
+        return combine(states, folded(unroll(ended, TOGETHER, begun(TOGETHER), rest)), args)
 
     return planes
 
