@@ -160,7 +160,8 @@ def test_summing(kind, geometry, dtype):
 @pytest.mark.parametrize("divisor", [None, 3, -2])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_avg_counts(include_pad, divisor, layout):
-    for shape, w in [GEOMETRIES["3x3s2p1"], GEOMETRIES["stride-over-kernel-ceil"], GEOMETRIES["2x2s2-ceil"]]:
+    for name in ("3x3s2p1", "stride-over-kernel-ceil", "2x2s2-ceil", "flat-3x3s1p1", "flat-3x3s2p1"):
+        shape, w = GEOMETRIES[name]
         x = LAYOUTS[layout](torch.randn(shape))
         a, b = leaf(x), leaf(x)
         y = F.avg_pool2d(a, w.kernel_size, w.stride, w.padding, w.ceil_mode, include_pad, divisor)
@@ -244,6 +245,32 @@ def test_avg_is_torchs_at_any_geometry(geometry, layout, include_pad, seed):
         truth, _ = reference.pool(KINDS["avg"], x.double(), window(kernel, stride, padding, (1, 1), ceil), include_pad)
         found.append((ours.detach(), truth, theirs.detach()))
     no_worse(*map(torch.stack, zip(*found, strict=True)), "value")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from([((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))]),
+    st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 32), st.integers(2, 32)),
+    st.sampled_from(["contiguous", "sliced"]),
+    st.booleans(),
+    st.sampled_from([None, math.nan, 3e38]),
+    st.integers(0, 2**31),
+)
+def test_many_small_maps_are_torchs(w, shape, layout, ceil_mode, odd, seed):
+    """Maps as one long row: batches of any number, their ends, views with gaps between images; values that make a batch be done again."""
+    torch.manual_seed(seed)
+    x = torch.randint(-3, 4, shape).float()
+    if odd is not None:
+        x[torch.rand(shape) < 0.01] = odd
+    for ours, theirs in ((F.max_pool2d, T.max_pool2d), (F.avg_pool2d, T.avg_pool2d)):
+        a, b = leaf(LAYOUTS[layout](x)), leaf(x.clone())
+        y, z = ours(a, *w, ceil_mode=ceil_mode), theirs(b, *w, ceil_mode=ceil_mode)
+        torch.testing.assert_close(y, z, equal_nan=True)
+        torch.testing.assert_close(ours(a.detach(), *w, ceil_mode=ceil_mode), z.detach(), equal_nan=True)
+        gy = torch.randint(-4, 5, z.shape).float()
+        y.backward(gy)
+        z.backward(gy)
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, -1, -1.5, -2])

@@ -41,9 +41,9 @@ and 3,090, 9x9 2,840 and 3,850, 13x13 4,260 and 3,920; 4096x20x20 5x5 680 and 87
 LARGE_WINDOW = 16
 """Taps of a window of stride 1 from which on its rows and columns are reduced apart."""
 
-NARROW, PADDED, GATHERED = 128, 256, 256
+NARROW, PADDED = 128, 256
 """Elements of a contiguous map up to which lanes run across planes: of any map; of one with padding and strided windows, or windows of
-MANY_TAPS, which would be copied between margins anyway; and of the gradient of one.
+MANY_TAPS, which would be copied between margins anyway.
 
 us a call, one core of a Xeon with AVX-512, lanes along rows and across planes: max 3x3 s2 p1 64x512x7x7 1,290 and 480, 8x512x14x14
 317 and 225; 2x2 s2 64x512x7x7 460 and 320, but 8x512x14x14 138 and 200; as far as a batch finds room, large windows, 8x256x28x28
@@ -65,8 +65,13 @@ us a call, one core (Zen 5), max, by what else there is and so: 3x3 s1 p1 of 64x
 """
 
 
-FLAT_TAPS = 5
-"""Rows and columns of the largest window of stride 1 whose gradient is gathered so."""
+FLAT_TAPS, SPREAD, SPREAD_ANY = 5, 4, 256
+"""Of gradients as one long row: rows and columns of the largest window of stride 1 that is gathered from; the most windows that an element
+may lie in otherwise, of maps of more than so many elements.
+
+us a call, one core (Zen 5), by ``narrow`` or ``rows`` and so: max 2x2 s2 of 64x512x7x7 340 and 140, 8x512x14x14 165 and 76, 32x64x32x32 366
+and 199; 3x2 s2 379 and 194, 167 and 101, 367 and 237; 3x3 s2 p1 408 and 332, 184 and 169, 412 and 420; 2x2 s1 574 and 345, 297 and 178.
+"""
 
 WIDE, SHORT = 16, 8
 """Outputs of a row up to which ``small`` is better than ``rows``: of numbers of fewer than 32 bits, whose registers are wide, and of
@@ -137,8 +142,8 @@ def mirrored(asked):
         return None
     if _elements(*out) > 2 * _elements(*tables.out):
         return None  # most of what is read would be padding
-    if _elements(*out) <= GATHERED and out != tables.out and not geometry.channels_last:
-        return None  # by ``narrow``: 2x2 s1 of 8x512x14x14 240 us, 320 so
+    if _elements(*out) <= FLAT and out != tables.out and not geometry.channels_last:
+        return None  # spread: 2x2 s1 of 8x512x14x14 160 us, 320 so
     return forward(asked._replace(geometry=turned))
 
 
@@ -228,19 +233,13 @@ def _are_planes(geometry):
     return not geometry.channels_last and (depth == 1 or geometry.strides[1] == depth * geometry.strides[2])
 
 
-def _is_narrow(asked, most):
-    """Whether ``narrow`` can run it, maps of up to ``most`` elements."""
-    geometry, (_, height, width) = asked.geometry, asked.geometry.shape[2:]
-    if geometry.window is None or height * width > most or not _is_small_window(geometry.window):
-        return False
-    return _can_lie_across(geometry, asked.dtype) and _are_planes(geometry)
-
-
 def _narrow_forward(asked):
     kind, geometry, dtype, kept, saves = asked
     window, (height, width) = geometry.window, geometry.shape[3:]
-    copied = window and window.regular and max(window.padding) > 0 and (max(window.stride) > 1 or window.taps >= MANY_TAPS)
-    if kind.draws or not _is_narrow(asked, PADDED if copied else NARROW):
+    if window is None or kind.draws or not _is_small_window(window) or not _can_lie_across(geometry, dtype) or not _are_planes(geometry):
+        return None
+    copied = max(window.padding) > 0 and (max(window.stride) > 1 or window.taps >= MANY_TAPS)
+    if height * width > (PADDED if copied else NARROW):
         return None
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
     out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
@@ -257,28 +256,6 @@ def _narrow_forward(asked):
         height * width, out_h * out_w, rows * columns, columns,
     )  # fmt: skip
     return Choice(narrow.forward, (kind, dtype, kept, saves, lanes, group, kh, kw), -(-planes[0] // (group * lanes)), sizes, tables)
-
-
-def _narrow_backward(asked):
-    kind, geometry, dtype, kept, _ = asked
-    if not (kind.selects or kind.linear) or not _is_narrow(asked, GATHERED):
-        return None
-    window, (height, width) = geometry.window, geometry.shape[3:]
-    (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
-    out_h, out_w = window.output_size(*geometry.shape[2:])[1:]
-    margin_h, margin_w = (kh - 1) // sh, (kw - 1) // sw
-    rows, columns = margin_h + max(out_h, (height - 1 + ph) // sh + 1), margin_w + max(out_w, (width - 1 + pw) // sw + 1)
-    planes, lanes = _planes(geometry)[0], native_lanes(dtype)
-    group = _group(dtype, planes, height * width + rows * columns, 2)
-    if max(rows * columns, height * width) * group * lanes > across.ROOM:
-        return None
-    tables = Tables(geometry)
-    places = (np.arange(out_h) + margin_h)[:, None] * columns + np.arange(out_w) + margin_w
-    counts, _ = tables.by_blocks(1, 1, (number(dtype), index(dtype, kept)))
-    sizes = (
-        tables.of_int64(places), counts, planes, height, width, out_h * out_w, rows * columns, columns, margin_h, margin_w, ph, pw,
-    )  # fmt: skip
-    return Choice(narrow.backward, (kind, dtype, kept, lanes, group, kh, kw, sh, sw), -(-planes // (group * lanes)), sizes, tables)
 
 
 def _batches(asked):
@@ -373,6 +350,26 @@ def _flat_backward(asked):
     several, past = max(1, flat.NEAR // block), together > 1 and _goes_past(dtype, total, width)
     sizes = total, width, run, several, ahead.distance_in(dtype, total)
     return Choice(flat.backward, (kind, dtype, kept, lanes, kh, kw, ph, pw, together, past), -(-total // (block * several)), sizes)
+
+
+def _flat_spread(asked):
+    kind, geometry, dtype, kept, _ = asked
+    window, (height, width) = geometry.window, geometry.shape[3:]
+    if window is None or height * width > FLAT or not (kind.selects or kind.linear) or not _is_small_window(window):
+        return None
+    if geometry.channels_last or number(dtype).bitwidth < 32:
+        return None
+    tables, lanes, planes = Tables(geometry), native_lanes(dtype), _elements(*geometry.shape[:3])
+    group = flat.batch(lanes, height * width, height * width, planes)
+    if not group or not (found := tables.by_elements(group, lanes, flat.MARGIN, number(dtype))):
+        return None
+    addresses, (down, across) = found
+    if down * across > SPREAD and height * width > SPREAD_ANY:
+        return None
+    out_h, out_w = tables.out[1:]
+    sizes = *addresses, planes, group, height * width, out_h * out_w, out_w
+    constants = kind, dtype, kept, lanes, across, down, kind.selects or tables.even
+    return Choice(flat.spread, constants, -(-planes // group), sizes, tables)
 
 
 # Large windows
@@ -807,8 +804,8 @@ FORWARD = (
 )
 BACKWARD = (
     _flat_backward,
+    _flat_spread,
     _scatter,
-    _narrow_backward,
     _across_backward,
     _separable_backward,
     _few_whole_backward,

@@ -9,8 +9,9 @@ many to transpose it.
 
 A job is a batch.  The last one ends where the maps do, and what it shares with the one before is made twice.
 
-Backward, of what was selected at stride 1, maps of any size.  An output says itself which of the elements around it it chose, so that
-nothing needs to be left out.
+Backward, of what was selected at stride 1, maps of any size (``backward``).  An output says itself which of the elements around it it
+chose, so that nothing needs to be left out.  Of other windows, small maps (``spread``): a register's elements take each its own of a
+register of outputs.
 """
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..compile import specialised
 from ..simd import (
     any_lane,
     between,
+    convert,
     integers,
     load,
     load_each,
@@ -299,5 +301,58 @@ def backward(kind, dtype, saved, lanes, KH, KW, PH, PW, together, past):
                     store_masked(gx, at + i, load(spare, i, L), between(i, 1, 0, block, L))
         if past:
             settle()
+
+    return kernel
+
+
+@specialised
+def spread(kind, dtype, saved, lanes, across, down, even):
+    """The gradient of a selecting or linear reduction over small maps: the outputs whose windows hold a register's elements lie in one
+    register, of which each element takes its own, of ``across`` windows beside each other and ``down`` below.
+
+    Arguments: gx, gy, saved, two unused; the tables of ``Tables.by_elements``; maps, maps of a batch; elements and outputs of a map,
+    outputs of its row.  Batches that reach beyond the ends work on copies.  ``even``: every output's count is the same, or of no account.
+    """
+    A, L, real, residue, room = arithmetic(kind), lanes, number(dtype), number(saved), ROOM + 2 * MARGIN
+    share, selects, several = A.share, A.reads_saved, across * down
+
+    @jitable
+    def window_of(acc, i, args):
+        gy, kept, counts, at, output, order, taps, row = args
+        back, zero, none = i // across * row + i % across, splat(real(0), L), splat(residue(0), L)
+        g, tap = load(gy, at - back, L), load(taps[0], i * taps[1] + taps[2], L)
+        if selects:
+            g, k = permuted_each((g, convert(load(kept, at - back, L), int32)), order)
+            return acc + where(k == tap, g, zero)
+        if not even:
+            g = share(g, zero, zero, none, none, load(counts, MARGIN + output - back, L), zero, ())
+        (g,) = permuted_each((g,), order)
+        return acc + where(tap >= splat(int32(0), L), g, zero)
+
+    def kernel(args, start, stop):
+        gx, gy, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
+        orders, firsts, taps, counts = pointer(args, 5, int32), pointer(args, 6, int64), pointer(args, 7, int32), pointer(args, 8, real)
+        planes, group, M, OM, row = integers(args, 9, 5)
+        positions, outputs, total, before = group * M, group * OM, planes * OM, (down - 1) * row + across - 1
+        given, chosen, zero, nothing = stacked(room, dtype), stacked(room, saved), splat(real(0), L), splat(residue(0), L)
+        for job in range(start, stop):
+            first = min(job * group, planes - group)
+            source = first * OM
+            gradients, picked, at = gy, kept, source
+            if source < before or source + outputs + row + L > total:
+                for i in range(0, before + outputs + row + L, L):
+                    here = source - before + i
+                    inside = between(here, 1, 0, total, L)
+                    store(given, i, load_masked(gy, here, inside, zero))
+                    if selects:
+                        store(chosen, i, load_masked(kept, here, inside, nothing))
+                gradients, picked, at = given, chosen, before
+            for i in range(0, positions, L):
+                output = firsts[i // L]
+                windows = gradients, picked, counts, at + output, output, load(orders, i, L), (taps, positions, i), row
+                acc = unroll(window_of, several, zero, windows)
+                if even and not selects:
+                    acc = share(acc, zero, zero, nothing, nothing, splat(counts[MARGIN], L), zero, ())
+                store(gx, first * M + i, acc)
 
     return kernel

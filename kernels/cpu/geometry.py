@@ -141,6 +141,36 @@ class Tables:
         chosen = np.argsort(~begun, axis=1, kind="stable").astype(np.int32), np.cumsum(begun.sum(1)) - begun.sum(1)
         return tuple(map(self._address, (words.astype(np.int32), *chosen, *tables)))
 
+    def by_elements(self, maps, lanes, margin, dtype):
+        """What ``flat.spread`` reads of so many maps: (addresses of the places of each element's output, from its register's first, which
+        may not exist, but those before it; of these firsts; of the tap that the element is of each of its windows, -1 where there is no
+        such window; of counts by outputs, in ``dtype``, with a margin on both sides; windows along both axes), or None where a register's
+        outputs are further apart than it has lanes."""
+        windows, found = [], []
+        for axis in (1, 2):
+            kernel, stride, size = self.window.kernel_size[axis], self.window.stride[axis], self.sizes[axis]
+            at = np.arange(size) + self.window.padding[axis]
+            windows.append(-(-kernel // stride))
+            back = np.arange(windows[-1])[:, None]
+            outputs, taps = at // stride - back, at % stride + back * stride
+            found.append((at // stride, np.where((outputs >= 0) & (outputs < self.out[axis]) & (taps < kernel), taps, -1)))
+        (rows, taps_h), (columns, taps_w) = found
+        taps = taps_h[:, None, :, None] * self.window.kernel_size[2] + taps_w[None, :, None, :]
+        taps = np.where((taps_h[:, None, :, None] >= 0) & (taps_w[None, :, None, :] >= 0), taps, -1).reshape(len(taps_h) * len(taps_w), -1)
+        taps = np.tile(taps, maps)
+        outputs = (rows[:, None] * self.out[2] + columns).reshape(-1) + np.arange(maps)[:, None] * (self.out[1] * self.out[2])
+        outputs = outputs.reshape(-1, lanes)
+        used = (taps >= 0).any(0).reshape(-1, lanes)
+        firsts = np.where(used, outputs, outputs.max() + 1).min(1)
+        firsts = np.where(used.any(1), firsts, 0)
+        places = np.where(used, outputs - firsts[:, None], 0)
+        if places.max() >= lanes:
+            return None
+        with np.errstate(all="ignore"):
+            counts = np.outer(self._count(1), self._count(2)).astype(dtype.name)
+        counts = np.pad(np.tile(counts.reshape(-1), maps), margin, constant_values=1)
+        return tuple(map(self._address, (places.astype(np.int32), firsts, taps.astype(np.int32), counts))), windows
+
     @property
     def once(self):
         """Whether every position lies in exactly one window."""
