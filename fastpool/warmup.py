@@ -14,6 +14,7 @@ import math
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -165,7 +166,7 @@ _interrupted = False
 
 
 def _interrupt(*_: Any) -> None:
-    """Ctrl-C: at once, and at the end of a case where Python drops the exception, as it does in a callback of LLVM's."""
+    """Ctrl-C: at once, and at the end of a case where Python drops the exception, as it does in a callback or a destructor of LLVM's."""
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt
@@ -175,11 +176,18 @@ def _interrupt(*_: Any) -> None:
 def _listening() -> Iterator[None]:
     global _interrupted
     _interrupted = False
-    before = signal.signal(signal.SIGINT, _interrupt)
+    before, told = signal.signal(signal.SIGINT, _interrupt), sys.unraisablehook
+
+    def tell(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            told(dropped)
+
+    sys.unraisablehook = tell
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = told
 
 
 class _Bar:
