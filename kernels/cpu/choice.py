@@ -56,7 +56,7 @@ MANY_TAPS = 9
 
 FLAT, TINY, FLAT_SQUARE = 1024, 64, ((24, 13), (0, 9))
 """Elements of a contiguous map up to which maps are pooled as one long row: of padded windows whose strides, if any, divide rows; of
-windows that lie inside; and as MOST_SQUARE.
+windows that lie inside, where a state is one number; and as MOST_SQUARE.
 
 us a call, one core (Zen 5), max, by what else there is and so: 3x3 s1 p1 of 64x512x7x7 770 and 270, 8x512x14x14 279 and 134, 32x64x32x32
 391 and 322, with what backward needs 860 and 510, 393 and 252, 625 and 569; but 8x256x40x40 853 and 947.  3x3 s2 p1 of 8x512x14x14 156 and
@@ -67,10 +67,11 @@ us a call, one core (Zen 5), max, by what else there is and so: 3x3 s1 p1 of 64x
 
 FLAT_TAPS, SPREAD, SPREAD_ANY = 5, 4, 256
 """Of gradients as one long row: rows and columns of the largest window of stride 1 that is gathered from; the most windows that an element
-may lie in otherwise, of maps of more than so many elements.
+may lie in otherwise, of maps of more than so many elements; whole maps are spread up to those.
 
 us a call, one core (Zen 5), by ``narrow`` or ``rows`` and so: max 2x2 s2 of 64x512x7x7 340 and 140, 8x512x14x14 165 and 76, 32x64x32x32 366
-and 199; 3x2 s2 379 and 194, 167 and 101, 367 and 237; 3x3 s2 p1 408 and 332, 184 and 169, 412 and 420; 2x2 s1 574 and 345, 297 and 178.
+and 199; whole maps of 64x512x7x7 302 and 136, 16x512x10x10 167 and 74, 8x512x14x14 94 and 72, but 32x64x32x32 130 and 199; 3x2 s2 379 and
+194, 167 and 101, 367 and 237; 3x3 s2 p1 408 and 332, 184 and 169, 412 and 420; 2x2 s1 574 and 345, 297 and 178.
 """
 
 WIDE, SHORT = 16, 8
@@ -316,7 +317,8 @@ def _flat_forward(asked):
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
     tables, length, step = Tables(geometry), height * width, sw if width % sw == 0 else 1
     (out_h, out_w), inside, pitch = tables.out[1:], tables.inside, width // step
-    if (length > TINY or saves) if inside else step < sw:
+    several = saves or (not kind.selects and len(members(kind, None)) > 1)
+    if (length > TINY or several) if inside else step < sw:
         return None
     if (out_h - 1) * sh >= height or (out_w - 1) * sw >= width or max(ph, kh - 1 - ph) * width + kw > flat.MARGIN:
         return None
@@ -355,9 +357,9 @@ def _flat_backward(asked):
 def _flat_spread(asked):
     kind, geometry, dtype, kept, _ = asked
     window, (height, width) = geometry.window, geometry.shape[3:]
-    if window is None or height * width > FLAT or not (kind.selects or kind.linear) or not _is_small_window(window):
+    if geometry.channels_last or height * width > FLAT or not (kind.selects or kind.linear) or number(dtype).bitwidth < 32:
         return None
-    if geometry.channels_last or number(dtype).bitwidth < 32:
+    if geometry.shape[2] > 1 or height * width > SPREAD_ANY if window is None else not _is_small_window(window):
         return None
     tables, lanes, planes = Tables(geometry), native_lanes(dtype), _elements(*geometry.shape[:3])
     group = flat.batch(lanes, height * width, height * width, planes)

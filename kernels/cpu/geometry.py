@@ -42,8 +42,8 @@ class _WholeMap:
     """The window of a global pooling, on tables."""
 
     def __init__(self, shape):
-        self.kernel_size = shape
-        self.stride = self.dilation = 1, 1, 1
+        self.kernel_size = self.stride = shape
+        self.padding, self.dilation = (0, 0, 0), (1, 1, 1)
 
     def spans(self, axis, size):
         return np.zeros(1, int), np.zeros(1, int), np.full(1, size)
