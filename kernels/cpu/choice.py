@@ -337,7 +337,7 @@ def _flat_forward(asked):
 
 def _flat_backward(asked):
     kind, geometry, dtype, kept, _ = asked
-    window, (_height, width) = geometry.window, geometry.shape[3:]
+    window, width = geometry.window, geometry.shape[4]
     if not kind.selects or window is None or geometry.channels_last or not window.regular:
         return None
     (depth, kh, kw), (_, ph, pw), steps = window.kernel_size, window.padding, (*window.stride, *window.dilation)
@@ -366,9 +366,11 @@ def _flat_spread(asked):
     if not group or not (found := tables.by_elements(group, lanes, flat.MARGIN, number(dtype))):
         return None
     addresses, (down, across) = found
+    out_h, out_w = tables.out[1:]
+    if group * out_h * out_w > flat.ROOM or down * out_w + across + lanes > flat.MARGIN:
+        return None
     if down * across > SPREAD and height * width > SPREAD_ANY:
         return None
-    out_h, out_w = tables.out[1:]
     sizes = *addresses, planes, group, height * width, out_h * out_w, out_w
     constants = kind, dtype, kept, lanes, across, down, kind.selects or tables.even
     return Choice(flat.spread, constants, -(-planes // group), sizes, tables)
