@@ -7,10 +7,13 @@ import reference
 import torch
 import torch.nn.functional as T
 from cases import DTYPES, EVERY_KIND, EVERY_NEST, GEOMETRIES, LAYOUTS, adversarial, window
-from fastpool.kernels.cpu import choice, pooling
+from fastpool.kernels.cpu import choice, flat, pooling
+from fastpool.kernels.geometry import Geometry, dense_strides
 from fastpool.kernels.pool import KINDS
+from fastpool.kernels.simd import native_lanes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba import float32, uint8
 
 import fastpool.functional as F
 from fastpool import backend
@@ -271,6 +274,22 @@ def test_many_small_maps_are_torchs(w, shape, layout, ceil_mode, odd, seed):
         y.backward(gy)
         z.backward(gy)
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(1, 48), (1, 243), (1, 1024), (4, 64), (16, 16)], ids=str)
+def test_outputs_have_room_where_they_are_copied(kernel, size):
+    """Those of a batch and of all that its elements reach, and the counts before a batch's first, whatever a nest is asked for."""
+    w = window((1, *kernel), (1, 1, 1), (0, *(k // 2 for k in kernel)))
+    geometry = Geometry("float32", (1, 64, 1, *size), dense_strides(64, (1, *size), False), False, w, include_pad=False)
+    chosen = choice.backward(choice.Asked(KINDS["avg"], geometry, float32, uint8))
+    if chosen.nest is flat.spread:
+        across, down = chosen.constants[4:6]
+        _, group, _, outputs, row = chosen.sizes[4:]
+        before = (down - 1) * row + across - 1
+        assert before + group * outputs + row + native_lanes(float32) <= flat.ROOM + 2 * flat.MARGIN
+        assert before <= flat.MARGIN
+    assert (chosen.nest is flat.spread) == (size in ((1, 48), (4, 64), (16, 16)))
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, -1, -1.5, -2])

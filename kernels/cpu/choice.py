@@ -723,17 +723,17 @@ def _rows_backward(asked):
     if not (kind.selects or kind.linear) or not _is_small_window(window):
         return None
     (_, kh, kw), (_, sh, sw), (_, ph, pw) = window.kernel_size, window.stride, window.padding
-    past, planes, tables = _goes_past(dtype, _elements(*geometry.shape), width), _elements(*geometry.shape[:3]), Tables(geometry)
+    elements, planes, tables = _elements(*geometry.shape), _elements(*geometry.shape[:3]), Tables(geometry)
+    past, far, (out_h, out_w) = _goes_past(dtype, elements, width), ahead.distance_in(dtype, elements), tables.out[1:]
     if kh <= sh and kw <= sw and ph == pw == 0:
-        bands, far = _bands(planes, -(-height // sh)), ahead.distance_in(dtype, _elements(*geometry.shape))
-        out_w = tables.out[2]
-        sizes = *tables.counts(), height, width, *tables.out[1:], *bands, far
+        bands = _bands(planes, -(-height // sh))
+        sizes = *tables.counts(), height, width, out_h, out_w, *bands, far
         constants = kind, dtype, kept, lanes_for(dtype, out_w), kh, kw, sh, sw, kind.selects or tables.even, past
         return Choice(rows.backward_apart, constants, planes * bands[0], sizes, tables)
     if past and max(sh, sw) > 1:
         return None  # what is written is most of what there is to do: 8x64x112x112 2x2 s2 1.5 ms so, 1.25 by ``contiguous``
-    columns = -(-width // sw)
-    (out_h, out_w), lanes, margin = tables.out[1:], lanes_for(dtype, columns), (kw - 1) // sw + 1
+    columns, margin = -(-width // sw), (kw - 1) // sw + 1
+    lanes = lanes_for(dtype, columns)
     pitch = margin + max(_rounded(out_w, lanes), _rounded(columns, lanes) + pw // sw + 1)
     if not (part := rows.part(height, pitch, kh, sh)):
         return None
@@ -741,8 +741,7 @@ def _rows_backward(asked):
     part = -(-height // parts // sh) * sh
     parts = -(-height // part)
     sizes = (
-        *tables.counts()[1:], height, width, out_h, out_w, ph, pw, parts, part, pitch, margin, planes * out_h * out_w,
-        ahead.distance_in(dtype, _elements(*geometry.shape)),
+        *tables.counts()[1:], height, width, out_h, out_w, ph, pw, parts, part, pitch, margin, planes * out_h * out_w, far,
     )  # fmt: skip
     return Choice(rows.backward, (kind, dtype, kept, lanes, kh, kw, sh, sw, ph % sh, pw % sw, past), planes * parts, sizes, tables)
 

@@ -44,7 +44,7 @@ SMALL = 512
 def _planes(A, dtype, lanes, together):
     """(elements, args) -> the states of TOGETHER planes, or of one in a tuple; ``args``: x, the chains' origins, what padding is, p."""
     L, real, begin, step, combine_one = lanes, number(dtype), A.begin, A.step, A.combine
-    far, ask = ahead.distance(dtype) // (2 if together > 1 else 1), ahead.asking(dtype)
+    far, ask = ahead.distance(dtype), ahead.asking(dtype)
     stride, apart = (L, 0) if together > 1 else (TOGETHER * L, L)
 
     @jitable
