@@ -117,21 +117,46 @@ def add_outer(tyctx, tile, x, origins, at, step, w, w_offset, cols):
 
     def codegen(ctx, b, sig, args):
         value, x_pointer, starts, at, _, w_pointer, w_offset, _ = args
-        w_pointer = _at(b, w_pointer, w_offset)
-        fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
-        weights = [_load_whole(b, _at(b, w_pointer, ir.Constant(I64, c * vec.lanes)), vec, vec.dtype) for c in range(n)]
-        k = 0
-        for piece in range(origins.count):
-            base = _at(b, _at(b, x_pointer, b.extract_value(starts, piece)), at)
-            for r in range(rows):
-                one = _broadcast(b, b.load(_at(b, base, ir.Constant(I64, r * stride))), vec.lanes)
-                for weight in weights:
-                    value = b.insert_value(value, fma([one, weight, b.extract_value(value, k)]), k)
-                    k += 1
-        return value
+        bases = [_at(b, _at(b, x_pointer, b.extract_value(starts, piece)), at) for piece in range(origins.count)]
+        return _outer(b, vec, value, bases, rows, range(rows), stride, _at(b, w_pointer, w_offset), n)
 
     if x.dtype == w.dtype == vec.dtype:
         return tile(tile, x, origins, types.int64, step, w, types.int64, cols), codegen
+
+
+def _outer(b, vec, value, bases, rows, among, stride, w, cols):
+    """A tile, ``rows`` for each of ``bases``, with the products of the rows ``among`` them."""
+    fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
+    weights = [_load_whole(b, _at(b, w, ir.Constant(I64, c * vec.lanes)), vec, vec.dtype) for c in range(cols)]
+    for piece, base in enumerate(bases):
+        for r in among:
+            one = _broadcast(b, b.load(_at(b, base, ir.Constant(I64, r * stride))), vec.lanes)
+            for c, weight in enumerate(weights):
+                k = (piece * rows + r) * cols + c
+                value = b.insert_value(value, fma([one, weight, b.extract_value(value, k)]), k)
+    return value
+
+
+@intrinsic(prefer_literal=True)
+def add_taps(tyctx, tile, x, origins, at, steps, first, kept, step, w, w_offset, cols):
+    """``add_outer`` of several taps whose weights follow each other: the k-th reads x from ``at + steps[first + k]`` on, and of each
+    origin's rows those from kept[2 * k] to before kept[2 * k + 1] are added to, which are literal: the others' are in the padding."""
+    vec, n, stride = tile.dtype, cols.literal_value, step.literal_value
+    rows = tile.count // n // origins.count
+    spans = [span.literal_value for span in kept]
+
+    def codegen(ctx, b, sig, args):
+        value, x_pointer, starts, at, steps, first, _, _, w_pointer, w_offset, _ = args
+        origin = [_at(b, _at(b, x_pointer, b.extract_value(starts, piece)), at) for piece in range(origins.count)]
+        steps, w_pointer = _at(b, steps, first), _at(b, w_pointer, w_offset)
+        for k, among in enumerate(map(range, spans[::2], spans[1::2])):
+            tap = b.load(_at(b, steps, ir.Constant(I64, k)))
+            weights = _at(b, w_pointer, ir.Constant(I64, k * n * vec.lanes))
+            value = _outer(b, vec, value, [_at(b, base, tap) for base in origin], rows, among, stride, weights, n)
+        return value
+
+    if x.dtype == w.dtype == vec.dtype and steps.dtype == types.int64:
+        return tile(tile, x, origins, types.int64, steps, types.int64, kept, step, w, types.int64, cols), codegen
 
 
 @intrinsic
@@ -161,6 +186,16 @@ def add_put(tyctx, tile, memory, offset):
 
     if memory.dtype == vec.dtype:
         return tile(tile, memory, types.int64), codegen
+
+
+@intrinsic
+def add_tile(tyctx, tile, other):
+    def codegen(ctx, b, sig, args):
+        pairs = ([b.extract_value(value, k) for value in args] for k in range(tile.count))
+        return ctx.make_tuple(b, tile, [b.fadd(*pair) for pair in pairs])
+
+    if tile == other:
+        return tile(tile, other), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -11,6 +11,10 @@ few, many = st.integers(1, 40), st.integers(1, 5000)
 lanes = st.sampled_from([2, 4, 8, 16])
 
 
+def tile(width, rows, channels, lanes, steps, share=lambda pieces: 1.0, kept=()):
+    return blocking.tile(width, rows, channels, lanes, steps, share, kept)
+
+
 @pytest.fixture(params=[16, 32])
 def registers(request, monkeypatch):
     monkeypatch.setattr(blocking, "registers", lambda: request.param)
@@ -23,31 +27,31 @@ def registers(request, monkeypatch):
 def test_a_tile_fits_the_registers_and_the_map(count, width, rows, channels, lanes, steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocking, "registers", lambda: count)
-        cost, tile = blocking.tile(width, rows, channels, lanes, steps)
+        cost, best = tile(width, rows, channels, lanes, steps)
         assert cost > 0
-        assert min(tile) >= 1
+        assert min(best) >= 1
         # The tile, a row of weights, and what is broadcast.
-        assert tile.pieces * tile.pixels * tile.cols + tile.cols + 1 <= count
-        assert tile.pixels <= width
-        assert tile.pieces <= rows
-        assert tile.pieces == 1 or width % tile.pixels == 0
-        assert tile.cols <= max(1, -(-channels // lanes))
-        cost, tile = blocking.pixel_tile(width, rows, channels, lanes, steps, steps % 2 == 0)
+        assert best.pieces * best.pixels * best.cols + best.cols + 1 <= count
+        assert best.pixels <= width
+        assert best.pieces <= rows
+        assert best.pieces == 1 or width % best.pixels == 0
+        assert best.cols <= max(1, -(-channels // lanes))
+        cost, best = blocking.pixel_tile(width, rows, channels, lanes, steps, steps % 2 == 0)
         assert cost > 0
-        assert tile.channels * tile.cols + tile.cols + 1 <= count
-        assert 1 <= tile.cols <= max(1, -(-width // lanes))
-        tile = blocking.sum_tile(width, channels, lanes)
-        assert tile.pixels * tile.cols + tile.cols + 1 <= count
-        assert 1 <= tile.pixels <= width
+        assert best.channels * best.cols + best.cols + 1 <= count
+        assert 1 <= best.cols <= max(1, -(-width // lanes))
+        best = blocking.sum_tile(width, channels, lanes)
+        assert best.pixels * best.cols + best.cols + 1 <= count
+        assert 1 <= best.pixels <= width
 
 
 def test_costs_grow_with_the_work(registers):
     for lanes in (8, 16):
         for width, rows, channels, steps in itertools.product((7, 56), (7, 56), (32, 100), (9, 576)):
-            once = blocking.tile(width, rows, channels, lanes, steps)[0]
-            assert blocking.tile(width, 2 * rows, channels, lanes, steps)[0] > once
-            assert blocking.tile(width, rows, channels, lanes, 2 * steps)[0] > once
-            assert blocking.tile(width, rows, 2 * channels, lanes, steps)[0] > once
+            once = tile(width, rows, channels, lanes, steps)[0]
+            assert tile(width, 2 * rows, channels, lanes, steps)[0] > once
+            assert tile(width, rows, channels, lanes, 2 * steps)[0] > once
+            assert tile(width, rows, 2 * channels, lanes, steps)[0] > once
             # No fewer cycles than the multiply-adds take.
             assert once >= width * rows * channels * steps / lanes / blocking.PER_CYCLE
 
@@ -56,9 +60,23 @@ def test_known_tiles(monkeypatch):
     """Those that are spoken of: 14 pixels by 32 channels of a 14 or 28 or 56 wide map, rows together where the map is 7 wide."""
     monkeypatch.setattr(blocking, "registers", lambda: 32)
     for width in (14, 28, 56):
-        assert blocking.tile(width, width, 64, 16, 576)[1] == (1, 14, 2)
-    assert blocking.tile(7, 8, 512, 16, 4608)[1] == (2, 7, 2)
+        assert tile(width, width, 64, 16, 576)[1] == (1, 14, 2)
+    assert tile(7, 8, 512, 16, 4608)[1] == (2, 7, 2)
     assert blocking.pixel_tile(224, 224, 64, 16, 27, True)[1] == (13, 2)
+
+
+def test_taps_in_the_padding_cost_nothing(monkeypatch):
+    """Rows of taps that a tile does not go through, and pixels that a tap does not take into the map: in tiles that are whole rows."""
+    monkeypatch.setattr(blocking, "registers", lambda: 32)
+    plain = tile(7, 7, 512, 16, 4608)[0]
+    kept = 1, 7, 0, 7, 0, 6
+    assert tile(7, 7, 512, 16, 4608, kept=kept)[0] < plain
+    assert tile(7, 7, 512, 16, 4608, lambda pieces: 19 / 21)[0] < plain
+    # Rows that follow each other go through the taps of all of them: then fewer of them are better.
+    assert tile(7, 8, 512, 16, 4608, lambda pieces: 0.5 if pieces == 1 else 1.0, kept)[1].pieces == 1
+    # A tile that is half a row takes some of every tap's pixels.
+    wide = 1, 56, 0, 56, 0, 55
+    assert tile(56, 56, 64, 16, 576, kept=wide) == tile(56, 56, 64, 16, 576)
 
 
 @settings(max_examples=80, deadline=None)
@@ -68,6 +86,7 @@ def test_bands_cover_all_rows_and_fit(row_bytes, extra, rows, images, pieces, ot
     assert 1 <= bands.rows <= rows
     assert 1 <= bands.images <= images
     assert bands.images == 1 or bands.rows == rows
+    assert bands.images <= pieces or bands.images % pieces == 0
     budget = blocking.l2_bytes() // blocking.PART_OF_L2
     if bands.rows > pieces or bands.images > 1:
         assert bands.images * (bands.rows + extra) * row_bytes <= budget
@@ -102,6 +121,10 @@ def test_padding_and_spreading(count, multiple, size):
     spread = blocking.spread(count, size)
     assert spread >= count
     assert spread * size % 256 != 0
+    whole, narrow = (blocking.panel_columns(count, multiple, can) for can in (False, True))
+    assert whole == found
+    assert narrow in (count, whole)
+    assert 3 * narrow <= 4 * count or narrow == whole  # at most a quarter of it is waste
 
 
 @settings(max_examples=60, deadline=None)

@@ -367,6 +367,28 @@ def test_nan_and_infinity_go_where_they_are_read(small):
     assert gw.isnan().flatten(1).all(1).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("nest", ["channels", "pixels"])
+def test_taps_in_the_padding_multiply_nothing(nest, layout, small):
+    """Rows of taps wherever they lie there, taps of a row where a tile is a whole row: else their infinity times zero would be NaN."""
+    small(nest, 1 << 20)
+    kernels = {"one-row": ((1, 9), (0, 2), ()), "one-pixel": ((3, 1), (), (0, 2)), "four-rows": ((4, 4), (), ())}
+    for name, (size, rows, columns) in kernels.items():
+        if columns and nest == "pixels":
+            continue
+        x, w = LAYOUTS[layout](integers(3, 17, *size)), integers(5, 17, 3, 3)
+        finite = w.clone()
+        for side, places in enumerate((rows, columns)):
+            for place in places:
+                w.select(2 + side, place).fill_(math.inf)
+                finite.select(2 + side, place).zero_()
+        y = F.conv2d(x, w, padding=1)
+        assert torch.equal(y, T.conv2d(x, finite, padding=1)), name
+        gy = integers(*y.shape)
+        gx = convolved(x, w, None, gy, padding=1)[1]
+        assert torch.equal(gx, convolved(x, finite, None, gy, T.conv2d, padding=1)[1]), name
+
+
 # Nests
 
 CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward"
@@ -375,7 +397,9 @@ REACHED = {
     # What must be among the kernels asked for: (nest, constants), by x, weight, arguments, layout, at 16 lanes.
     "one-piece": ((1, 32, 4, 56), (32, 32, 3, 3), {"padding": 1}, "channels_last", (CHANNELS, {"pieces": 1, "pitch": 48})),
     "several-pieces": ((1, 32, 8, 7), (32, 32, 3, 3), {"padding": 1}, "contiguous", (CHANNELS, {"pieces": 2, "rows": 7, "pixel": 1})),
-    "pieces-of-images": ((2, 16, 1, 3), (32, 16, 1, 2), {}, "channels_last", (CHANNELS, {"pieces": 2, "rows": 2})),
+    "pieces-of-images": ((16, 16, 1, 3), (32, 16, 1, 2), {}, "channels_last", (CHANNELS, {"pieces": 2, "rows": 2, "beside": True})),
+    "uneven-pieces-of-images": ((7, 32, 4, 4), (512, 32, 3, 3), {"padding": 1}, "contiguous", (CHANNELS, {"pieces": 2, "beside": True})),
+    "taps-in-the-padding": ((1, 16, 3, 14), (32, 16, 3, 3), {"padding": 1}, "contiguous", (CHANNELS, {"kept": (1, 14, 0, 14, 0, 13)})),
     "step": ((1, 32, 9, 9), (32, 32, 3, 3), {"stride": 2}, "channels_last", (CHANNELS, {"step": 96, "pitch": 48})),
     "pixel-step": ((1, 32, 15, 15), (32, 32, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 2})),
     "pixel-step-4": ((1, 24, 9, 17), (20, 24, 3, 5), {"stride": 4, "padding": 1}, "contiguous", (CHANNELS, {"pixel": 4})),

@@ -24,6 +24,8 @@ from fastpool.kernels.simd import phase as of
 from fastpool.kernels.tile import (
     add_outer,
     add_pixels,
+    add_taps,
+    add_tile,
     add_window,
     columns,
     each,
@@ -33,7 +35,7 @@ from fastpool.kernels.tile import (
     tile_of,
     tile_of_each,
 )
-from numba import float32, float64
+from numba import float32, float64, int64
 from test_simd import run
 
 FLOATS = {"f32": float32, "f64": float64}
@@ -137,6 +139,47 @@ def test_an_outer_product_is_added(dtype, lanes, rows, cols, pieces, step):
             for r in range(rows):
                 row, one = piece * rows + r, x[11 + piece * 29 + 7 * at + r * step]
                 expected[row] = [fused(one, a, b) for a, b in zip(weights, expected[row], strict=True)]
+    assert out.tolist() == expected.reshape(-1).tolist()
+
+
+@specialised
+def tapped(dtype, lanes, rows, cols, pieces, step, kept):
+    """The taps of a row, twice; the sums are added to a first row of each."""
+    L, C, P, S, K = lanes, cols, pieces, step, kept
+    height, whole, put = rows * pieces, rows * cols * pieces, putting(lanes)
+
+    @jitable
+    def origin(found, i, args):
+        return with_phase(found, i, args[0] + i * args[1])
+
+    def kernel(args, start, stop):
+        x, w, out, steps = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, int64)
+        origins = unroll(origin, P, repeat(args[4], P), (args[4], args[5]))
+        begin = tile_of(height, load_several(w, 0, L, C))
+        tile = repeat(splat(dtype(0), L), whole)
+        for first in range(2):
+            tile = add_taps(tile, x, origins, 7, steps, first, K, S, w, C * L, C)
+        unroll(put, whole, add_tile(tile, begin), (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "cols", "pieces", "step"), [(1, 1, 1, 1), (4, 2, 1, 2), (3, 1, 2, 3)])
+def test_taps_of_a_row_are_added_where_they_are_kept(dtype, lanes, rows, cols, pieces, step):
+    kind, steps = np.dtype(str(FLOATS[dtype])), np.array([0, 5, 1, 9])
+    kept = (min(1, rows - 1), rows, 0, rows, 0, rows - 1)  # of one row the last tap takes nothing
+    x, w = numbers(kind, 100), numbers(kind, 4 * cols * lanes)
+    out = np.full(pieces * rows * cols * lanes, NAN, kind)
+    run(tapped(FLOATS[dtype], lanes, rows, cols, pieces, step, kept), x, w, out, steps, 3, 29)
+    begin, *weights = w.reshape(4, cols * lanes)
+    expected = np.tile(begin, (pieces * rows, 1))
+    for first in range(2):
+        for k, (low, end) in enumerate(zip(kept[::2], kept[1::2], strict=True)):
+            for piece in range(pieces):
+                for r in range(low, end):
+                    expected[piece * rows + r] += x[3 + piece * 29 + 7 + steps[first + k] + r * step] * weights[k]
     assert out.tolist() == expected.reshape(-1).tolist()
 
 

@@ -100,10 +100,14 @@ class _Banded(_Part):
         self.form = problem.dtype, block, problem.weight_taps, problem.weight_steps
         self.start = problem.y_start * itemsize(problem.dtype)
         lines, outs, offsets = layout.tables
-        together = blocking.chain(problem.inputs, taps)
-        steps = (np.arange(together)[:, None] * layout.next_channel + np.array(offsets, int)).ravel()
-        steps = np.concatenate([steps, ahead(steps)]) if ahead else steps
-        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, steps, problem.weight_taps)]
+        together, along = blocking.chain(problem.inputs, taps), max(1, len(problem.axes[2].offsets))
+        steps = []
+        for channels in (together, problem.inputs % together):
+            # By rows of taps, then channels, then taps of a row, as weights.py has them.
+            rows_of_taps = np.array(offsets, int).reshape(-1, 1, along)
+            chain = (rows_of_taps + np.arange(channels)[:, None] * layout.next_channel).ravel()
+            steps += [chain, ahead(chain)] if ahead else [chain]
+        self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, np.concatenate(steps), problem.weight_taps)]
         *tables, picks = (t.ctypes.data for t in self.tables)
         counts = problem.images, problem.inputs, problem.outputs, problem.groups, blocks, taps, together
         self.rows, self.jobs_a_band = layout.rows, problem.groups * -(-blocks // per)
@@ -111,7 +115,7 @@ class _Banded(_Part):
         self.jobs = layout.bands * self.jobs_a_band
         self.packing = functools.partial(weights.pack, problem.dtype, lanes_for(problem.dtype, block), block)
         self.blocks = problem.groups * blocks
-        self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, *problem.weight_steps
+        self.pack_sizes = picks, problem.outputs, blocks, problem.inputs, taps, along, together, *problem.weight_steps
 
 
 def _part(problem, after, most=None):
@@ -124,18 +128,39 @@ def _part(problem, after, most=None):
             return _DepthwiseRows(problem, after)
         if problem.axes[2].step <= PHASES:
             return _depthwise_planes(problem, after)
-    _, height, width = problem.axes
-    lanes, taps = native_lanes(problem.dtype), len(problem.weight_taps)
-    steps, flat = problem.inputs * max(1, taps), _is_flat(problem)
-    rows, columns = height.outputs * problem.images, width.outputs
-    if flat:
-        rows, columns = problem.images, math.prod(axis.size for axis in problem.axes)
-    cost, tile = blocking.tile(columns, rows, problem.outputs, lanes, steps)
-    if not problem.channels_last and width.step <= PHASES:
-        other, pixel_tile = blocking.pixel_tile(columns, rows, problem.outputs, lanes, steps, taps > 1)
+    lanes, flat = native_lanes(problem.dtype), _is_flat(problem)
+    cost, tile = _channel_tile(problem, lanes, flat)
+    if tile.pieces > 1:
+        maps = _channel_layout(problem, tile, lanes, flat, most)[0].maps
+        if maps < tile.pieces:
+            # A panel ends with its maps, where 7 rows by twos are 8: of 512 channels of 14x14, 3x3 at stride 2, a batch of 8 ran at 79%
+            # of the peak so and at 88% by ones.
+            cost, tile = _channel_tile(problem._replace(images=maps), lanes, flat)
+            cost *= problem.images / maps
+    if not problem.channels_last and problem.axes[2].step <= PHASES:
+        other, pixel_tile = _pixel_tile(problem, lanes, flat)
         if other < cost:
             return _with_pixel_lanes(problem, after, pixel_tile, lanes, flat, most)
     return _with_channel_lanes(problem, after, tile, lanes, flat, most)
+
+
+def _channel_tile(problem, lanes, flat):
+    steps, width = problem.inputs * max(1, len(problem.weight_taps)), problem.axes[2]
+    return blocking.tile(*_extent(problem, flat), problem.outputs, lanes, steps, functools.partial(_share, problem), _kept(width))
+
+
+def _pixel_tile(problem, lanes, flat):
+    taps = len(problem.weight_taps)
+    steps = problem.inputs * max(1, taps) * _share(problem, 1)
+    return blocking.pixel_tile(*_extent(problem, flat), problem.outputs, lanes, steps, taps > 1)
+
+
+def _extent(problem, flat):
+    """(columns, rows) that tiles are cut from; a map is one row where it is ``flat``."""
+    depth, height, width = problem.axes
+    if flat:
+        return depth.size * height.size * width.size, problem.images
+    return width.outputs, height.outputs * problem.images
 
 
 class _Depthwise(_Part):
@@ -165,21 +190,55 @@ class _Depthwise(_Part):
         self.jobs = problem.images * counts[0] * counts[1]
         self.packing = functools.partial(weights.pack, dtype, lanes, lanes)
         self.blocks = blocks
-        self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 0, problem.weight_steps[0], 0
+        self.pack_sizes = self.tables[2].ctypes.data, channels, blocks, 1, taps, 1, 1, 0, problem.weight_steps[0], 0
 
 
 def _inside(axes, x_strides):
     """depthwise.py's tables, of the taps inside and of the taps, and x's steps from output to output."""
     most = max(1, *(len(axis.offsets) for axis in axes))
-    inside, taps = [], np.zeros((3, most), np.int64)
+    taps = np.zeros((3, most), np.int64)
     for i, (axis, stride) in enumerate(zip(axes, x_strides[2:], strict=True)):
-        positions = np.arange(axis.outputs)[:, None] * axis.step + np.array(axis.offsets, int)
-        here = (positions >= 0) & (positions < axis.size)
-        first = np.where(here.any(1), here.argmax(1) if axis.offsets else 0, 0)
-        inside.append(np.stack([first, first + here.sum(1)], 1))
         taps[i, : len(axis.offsets)] = np.array(axis.offsets, int) * stride
     steps = (axis.step * stride for axis, stride in zip(axes, x_strides[2:], strict=True))
-    return np.ascontiguousarray(np.concatenate(inside), np.int64), taps, tuple(steps)
+    inside = np.concatenate([_spans(_is_inside(axis)) for axis in axes])
+    return np.ascontiguousarray(inside, np.int64), taps, tuple(steps)
+
+
+def _is_inside(axis):
+    """[output, tap]: whether the tap lies in the map."""
+    positions = np.arange(axis.outputs)[:, None] * axis.step + np.array(axis.offsets, int)
+    return (positions >= 0) & (positions < axis.size)
+
+
+def _spans(here):
+    """(first, end) of what is true in each row, where it lies side by side; 0, 0 where nothing is."""
+    first = here.argmax(1) if here.shape[1] else np.zeros(len(here), int)
+    return np.stack([first, first + here.sum(1)], 1)
+
+
+def _rows_inside(depth, height):
+    """[output slab, output row, (first, end)]: the rows of taps, of a kernel's depth and height, between which all lie that have one in
+    the map."""
+    (deep, tall), KH = (_spans(_is_inside(axis))[:, None] for axis in (depth, height)), len(height.offsets)
+    deep, tall = np.broadcast_arrays(deep, tall.swapaxes(0, 1))
+    first, end = deep[..., 0] * KH + tall[..., 0], (deep[..., 1] - 1) * KH + tall[..., 1]
+    some = (deep[..., 1] > deep[..., 0]) & (tall[..., 1] > tall[..., 0])
+    return np.where(some[..., None], np.stack([first, end], -1), 0)
+
+
+def _share(problem, pieces):
+    """The part of the rows of taps that a tile of so many output rows goes through: the same row of several maps, or rows that follow."""
+    depth, height, _ = problem.axes
+    inside, rows = _rows_inside(depth, height), len(depth.offsets) * len(height.offsets)
+    groups = np.arange(0, height.outputs, pieces if problem.images < pieces else 1)
+    first, end = np.minimum.reduceat(inside[..., 0], groups, 1), np.maximum.reduceat(inside[..., 1], groups, 1)
+    return float((end - first).mean()) / rows if rows else 1.0
+
+
+def _kept(width):
+    """Of each tap of a row the outputs, first and end, that it does not take into the padding; () where there are none but those."""
+    spans = _spans(_is_inside(width).T)
+    return () if (spans == (0, width.outputs)).all() else tuple(spans.ravel().tolist())
 
 
 def _reads_rows(problem):
@@ -236,7 +295,7 @@ class _DepthwiseRows(_Part):
         self.jobs = planes * bands
         self.packing = functools.partial(weights.pack, dtype, lanes_for(dtype, 1), 1)
         self.blocks = channels
-        self.pack_sizes = self.tables.ctypes.data, 1, 1, 1, taps, *problem.weight_steps
+        self.pack_sizes = self.tables.ctypes.data, 1, 1, 1, taps, 1, 1, *problem.weight_steps
 
 
 PHASES = 4
@@ -254,16 +313,22 @@ def _depthwise_planes(problem, after):
 
 def _with_channel_lanes(problem, after, tile, lanes, flat, most=None):
     block, real, last = tile.cols * lanes, number(problem.dtype), problem.channels_last
-    pitch = blocking.pitch(problem.inputs, itemsize(real)) if last else 0
-    layout = Layout(problem, block, tile.pieces, tile.pixels, lanes, flat, pitch=pitch, most=most)
+    layout, pitch = _channel_layout(problem, tile, lanes, flat, most)
     step = (1 if flat else problem.axes[2].step) * (pitch or 1)
     pixel, between = (1, problem.x_strides[4]) if last else (problem.y_strides[4], 0)
     small = between * itemsize(real) <= blocking.UNPACKED_BYTES and problem.outputs <= blocking.UNPACKED_OUTPUTS
     in_place = last and flat and small and real == problem.dtype
     step = between if in_place else step
     runs = layout.columns if flat and not last else 0
-    constants = lanes, *tile, step, pitch, runs, pixel, after, in_place
-    return _Banded(problem, layout, channel_lanes.forward, constants, block, ahead=functools.partial(layout.asked, step, in_place))
+    kept = _kept(problem.axes[2]) if tile.pixels == problem.axes[2].outputs and not flat else ()
+    beside = 1 < tile.pieces <= layout.maps and not flat
+    constants = lanes, *tile, step, pitch, runs, pixel, after, in_place, kept, beside
+    return _Banded(problem, layout, channel_lanes.forward, constants, block, ahead=functools.partial(layout.asked, step, in_place, beside))
+
+
+def _channel_layout(problem, tile, lanes, flat, most):
+    pitch = blocking.pitch(problem.inputs, itemsize(number(problem.dtype))) if problem.channels_last else 0
+    return Layout(problem, tile.cols * lanes, tile.pieces, tile.pixels, lanes, flat, pitch=pitch, most=most, narrow=True), pitch
 
 
 def _with_pixel_lanes(problem, after, tile, lanes, flat, most=None):
@@ -284,7 +349,7 @@ def _with_pixel_lanes(problem, after, tile, lanes, flat, most=None):
 class Layout:
     """A correlation cut into bands, each with its panel."""
 
-    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False, pitch=0, most=None):
+    def __init__(self, problem, block, pieces, pixels, lanes, flat, phases=1, alone=False, pitch=0, most=None, narrow=False):
         real = number(problem.dtype)
         size = itemsize(real)
         depth, height, width = problem.axes
@@ -294,10 +359,12 @@ class Layout:
             run = min(pixels, length)
             starts = np.minimum(np.arange(-(-length // run)) * run, length - run)
             depth, height, width = (Axis(n, n, 1, (0,)) for n in (1, len(starts), run))
-            lines, outs, planes, rows, Q = starts * x_strides[4], starts * y_strides[4], [(0, 0)], [((0, 0), 0)], len(starts)
+            lines, planes, rows, Q = starts * x_strides[4], [(0, 0)], [((0, 0), 0)], len(starts)
+            outs, inside = starts[None] * y_strides[4], np.full((1, Q, 2), (0, 1))
         else:
             lines, planes, rows, Q = _lines(depth, height, x_strides)
             outs = np.arange(depth.outputs)[:, None] * y_strides[2] + np.arange(height.outputs) * y_strides[3]
+            inside = _rows_inside(depth, height) * len(width.offsets)
         self.columns = width.outputs
         self.results = depth.outputs * height.outputs * width.outputs
         low, high = min(width.offsets, default=0), max(width.offsets, default=0)
@@ -307,9 +374,9 @@ class Layout:
         if pitch:
             self.next_channel, rowstep = 1, blocking.padded(columns * pitch, lanes) + slack
         else:
-            columns = blocking.padded(columns, lanes * phases)
+            columns = blocking.panel_columns(columns, lanes * phases, narrow)
             columns = columns if phases > 1 else blocking.spread(columns, size)
-            self.next_channel, rowstep = columns, problem.inputs * columns + slack
+            self.next_channel, rowstep = columns, blocking.padded(problem.inputs * columns, lanes) + slack
         extra, blocks = Q - height.outputs, problem.groups * -(-problem.outputs // block)
         maps = problem.images if depth.outputs == 1 and not alone else 1
         bands = blocking.bands(
@@ -317,7 +384,7 @@ class Layout:
         )
         if most:
             bands = blocking.Bands(min(most, bands.rows), 1)
-        self.rows = bands.rows
+        self.rows, self.maps = bands
         RQ, along = bands.rows + extra, -(-height.outputs // bands.rows)
 
         def column(offset):
@@ -327,22 +394,24 @@ class Layout:
             return at // phases + at % phases * (columns // phases)
 
         taps = [(planes.index(plane) * RQ + row) * rowstep + column(offset) for plane, row in rows for offset in width.offsets]
-        self.tables = lines, outs, taps
+        self.tables = lines, np.concatenate([outs[..., None], inside], -1), taps
         self.bands = -(-problem.images // bands.images) * depth.outputs * along
         self.panel = blocking.padded((bands.images * len(planes) * RQ * rowstep + slack) * size, 64)
         xn, xc, *_, xw = x_strides
         yn, yc, *_, yw = y_strides
         sizes = depth.outputs, height.outputs, width.outputs, bands.rows, bands.images, along, len(planes), Q, RQ, columns, low, width.size
         self.sizes = *sizes, xn, xc, xw, yn, yc, yw, rowstep, self.panel
-        self.tile, self.rowstep, self.line = (pieces, pixels), rowstep, LINE // size
+        self.tile, self.rowstep, self.mapstep, self.line = (pieces, pixels), rowstep, len(planes) * RQ * rowstep, LINE // size
 
-    def asked(self, step, in_place, steps):
+    def asked(self, step, in_place, beside, steps):
         """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not.  ``step``: from
         pixel to pixel."""
         pieces, pixels = self.tile
-        reads = np.arange(pieces)[:, None] * self.rowstep + np.arange(pixels) * step
+        apart = self.mapstep if beside else self.rowstep
+        reads = np.arange(pieces)[:, None] * apart + np.arange(pixels) * step
         here = (steps[:, None] + reads.ravel()).ravel()
-        after = here + (pixels * step if self.columns > pixels or in_place else pieces * self.rowstep)
+        below = self.rowstep if beside and self.maps <= pieces else pieces * apart
+        after = here + (pixels * step if self.columns > pixels or in_place else below)
         lines, first = np.unique(after // self.line, return_index=True)
         lines = lines[np.argsort(first)]
         lines = lines[~np.isin(lines, here // self.line)]

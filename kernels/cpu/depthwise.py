@@ -194,10 +194,10 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
         _, outs, taps = tables
         _, _, _, T, _, OH, OW, _, _, _, _, _, _, yn, yc, _, _, rowstep = sizes
         c, _, n, out, rows, _, _, _ = place
-        weights, yh = c * (T + 1), outs[1] - outs[0] if OH > 1 else 0
+        weights, yh = c * (T + 1), outs[3] - outs[0] if OH > 1 else 0
         for group in range(0, rows, G):
             row = max(0, min(group, rows - G))
-            to = n * yn + c * yc + outs[out + row]
+            to = n * yn + c * yc + outs[3 * (out + row)]
             for column in range(0, OW, wide):
                 ow = max(0, min(column, OW - wide))
                 tile = repeat(load_one(w, weights, L), whole)

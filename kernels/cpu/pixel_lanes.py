@@ -7,7 +7,7 @@ channels no lane idles.  `fastpool bench conv`, one core, 1x1 of 56x56: 64 chann
 
 from ..compile import specialised
 from ..simd import number, prefetch_to_l2, repeat, splat, stacked
-from ..tile import add_outer, add_put, each, put_tile, store_tile, tile_of_each
+from ..tile import add_outer, add_put, add_tile, each, put_tile, store_tile, tile_of_each
 from . import panel as panels
 from .number import compiled, jitable
 
@@ -25,12 +25,11 @@ def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixe
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
     @jitable
-    def chain(tile, x, at, ahead, w, wo, steps, count):
-        for i in range(count):
+    def chain(tile, x, at, ahead, w, wo, steps, table, first, end):
+        for i in range(first, end):
             if in_place:
-                prefetch_to_l2(x, at + ahead + steps[i])
-            tile = add_outer(tile, w, (wo,), 0, 1, x, at + steps[i], C)
-            wo += R
+                prefetch_to_l2(x, at + ahead + steps[table + i])
+            tile = add_outer(tile, w, (wo,), i * R, 1, x, at + steps[table + i], C)
         return tile
 
     @jitable
@@ -41,27 +40,32 @@ def forward(dtype, lanes, rows, cols, turns, stride, in_place, runs, after, pixe
         g, block, n, out, band_rows, maps, source, line = place
         here, next_channel = (x, xc) if in_place else (panel, width)
         many, zeros, sums = min(per, blocks - block), repeat(splat(real(0), L), whole), stacked(room, real)
-        size = (IC * T + 1) * R
+        size, single = (IC * T + 1) * R, together >= IC
         for row in range(maps * band_rows):
             image = row // band_rows if maps > 1 else 0
             r = row - image * band_rows
             start = source + image * xn + lines[line + r] if in_place else (image * KP * RQ + r) * rowstep
-            to = (n + image) * yn + (g * OC + block * R) * yc + outs[out + r]
+            result = 3 * (out + r)
+            to, low, high = (n + image) * yn + (g * OC + block * R) * yc + outs[result], outs[result + 1], outs[result + 2]
             for column in range(0, OW, wide):
                 ow = max(0, min(column, OW - wide))
                 for c in range(0, max(1, IC), together):
+                    channels = min(together, IC - c)
+                    table = 0 if channels == together else together * T
                     for turn in range(many):
                         mine = (g * blocks + block + turn) * size
-                        tile = tile_of_each(w, mine, R, C, L) if c == 0 else zeros
+                        tile = tile_of_each(w, mine, R, C, L) if single else zeros
                         at, wo = start + ow + c * next_channel, mine + (1 + c * T) * R
                         # The next tile's x: a cache line of each register at each turn.
                         ahead = wide + turn % (C + 1) * L
-                        tile = chain(tile, here, at, ahead, w, wo, steps, min(together, IC - c) * T)
+                        tile = chain(tile, here, at, ahead, w, wo, steps, table, low * channels, high * channels)
                         if c > 0:
                             tile = add_put(tile, sums, turn * area)
                         if c + together < IC:
                             put_tile(sums, turn * area, tile)
                             continue
+                        if not single:
+                            tile = add_tile(tile, tile_of_each(w, mine, R, C, L))
                         if activates:
                             tile = each(tile, value, p)
                         left = OC - (block + turn) * R
