@@ -467,8 +467,8 @@ def _kept(path: Path | None, where: dict[str, Any], key: Callable[[Row], Any]) -
     rows = report.read(path) if path.exists() else []
     for row in rows:
         for name in SAME:
-            if row[name] != where[name]:
-                raise click.ClickException(f"{path} holds rows of another machine: {name} {row[name]}, here {where[name]}")
+            if row.get(name) != where[name]:
+                raise click.ClickException(f"{path} holds rows of another machine: {name} {row.get(name)}, here {where[name]}")
     return list({key(row): row for row in rows}.values())
 
 

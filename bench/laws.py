@@ -17,7 +17,7 @@ from fastpool import laws as algebra
 from fastpool import terminal
 
 from . import claims, report
-from .machine import file_name, keep_pages, machine
+from .machine import file_name, keep_pages, machine, named
 from .photograph import MissingPhotographError, photograph
 from .rows import markdown
 
@@ -55,7 +55,7 @@ def table_markdown(found: Mapping[tuple[str, str], algebra.Law]) -> str:
 def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line a claim, and where it was measured."""
     first = rows[0]
-    where = f"**{first['cpu']}, {first['simd']}**, {first['threads']} thread; torch {first['torch_version']}; {first['date'][:10]}."
+    where = f"**{named(first)}**, {first['threads']} thread; torch {first['torch_version']}; {first['date'][:10]}."
     said = f"Maps of {first['shape']}, a photograph through a convolution, float32; times are medians. {where}"
     return f"{said}\n\n{markdown(['claim', 'measured'], ([row['claim'], row['found']] for row in rows))}"
 

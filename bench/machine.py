@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 from fastpool.doctor import cpu_model
 
@@ -26,14 +27,17 @@ except ImportError:  # Windows
 ROOT = Path(__file__).parents[1]
 """The checkout, or the installed package."""
 
-SAME = ("cpu", "simd", "cores")
-"""What makes two rows' machines one machine: versions and commits may differ."""
+SAME = ("cpu", "microarchitecture", "simd", "cores")
+"""What makes two rows' machines one machine: versions and commits may differ.  A virtual machine's "AMD EPYC" may be Zen 4, which starts
+one multiply-add of 512 bits a cycle, or Zen 5, which starts two."""
 
 
 def machine() -> dict[str, Any]:
-    """Flat: processor, its SIMD, cores, threads, load, versions, date (UTC), and the commit or None outside a checkout."""
+    """Flat: processor, its microarchitecture as LLVM calls it, its SIMD, cores, threads, load, versions, date (UTC), and the commit or
+    None outside a checkout."""
     return {
         "cpu": cpu_model(),
+        "microarchitecture": get_host_cpu_name(),
         "simd": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -48,9 +52,14 @@ def machine() -> dict[str, Any]:
 
 
 def file_name(benchmark: str, where: Mapping[str, Any]) -> str:
-    """Where this machine's rows of a benchmark are kept: 'pool-amd-epyc-avx2-2-cores.jsonl'."""
-    words = re.findall(r"[a-z0-9]+", f"{where['cpu']} {where['simd']} {where['cores']} cores".lower())
+    """Where this machine's rows of a benchmark are kept: 'pool-amd-epyc-znver3-avx2-2-cores.jsonl'."""
+    words = re.findall(r"[a-z0-9]+", f"{named(where)} {where['cores']} cores".lower())
     return f"{benchmark}-{'-'.join(words)}.jsonl"
+
+
+def named(where: Mapping[str, Any]) -> str:
+    """A machine in words: 'AMD EPYC, znver5, AVX512'; old rows do not say which microarchitecture."""
+    return ", ".join(where[name] for name in SAME[:-1] if where[name])
 
 
 def keep_pages() -> bool:

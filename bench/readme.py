@@ -15,7 +15,7 @@ from fastpool import laws as algebra
 from . import conv_bars, conv_peers, conv_report, laws, pool_bars, pool_report
 from .bar import Bar
 from .libraries import LAYOUTS, TITLES
-from .machine import ROOT
+from .machine import ROOT, named
 from .pool_peers import PASSES, WINDOWS
 from .report import read
 from .rows import SLOWER, Row, is_disturbed, markdown, number, peers_of, share
@@ -89,7 +89,7 @@ def _machine(section: Benchmark, rows: Sequence[Row]) -> str:
     versions = f"torch {first['torch_version']}, numba {first['numba_version']}"
     days = sorted({row["date"][:10] for row in rows})
     commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in rows if row["commit"]))
-    where = f"{first['cpu']}, {first['simd']}, {first['cores']} cores"
+    where = f"{named(first)}, {first['cores']} cores"
     measured = f"**{where}**; {versions}; {' to '.join(dict.fromkeys((days[0], days[-1])))}{f'; commit {commits}' if commits else ''}."
     disturbed = sum(map(is_disturbed, rows))
     words = (

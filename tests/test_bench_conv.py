@@ -359,7 +359,8 @@ def test_what_cannot_be_is_refused_at_once(arguments, words):
 
 def made_row(layer="64x56x56 to 64, 3x3 p1", a_pass="forward", layout="contiguous", threads=1, **numbers):
     """As ``conv.row`` makes them: 1.5 times as fast as PyTorch, at half the peak."""
-    row = {"cpu": "Z80", "simd": "NONE", "cores": 1, "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "correct": True, "error": None}
+    row = {"cpu": "Z80", "microarchitecture": None, "simd": "NONE", "cores": 1, "date": "2026-01-02T03:04:05+00:00", "commit": "abc"}
+    row |= {"correct": True, "error": None}
     row |= {
         "torch_version": "2",
         "numba_version": "0",

@@ -166,19 +166,23 @@ def test_resume_measures_a_wrong_row_again(tiny, tmp_path):
 def test_resume_refuses_the_rows_of_another_machine(tiny, tmp_path):
     path = tmp_path / "rows.json"
     run("--json", path, *ONE)
-    report.write([row | {"cpu": "Z80"} for row in report.read(path)], path)
-    before = path.read_text()
-    ended = run("--json", path, "--resume", *ONE)
-    assert ended.exit_code == 1
-    assert "rows of another machine: cpu Z80" in ended.output
-    assert path.read_text() == before
+    rows = report.read(path)
+    for name in ("cpu", "microarchitecture"):
+        report.write([row | {name: "Z80"} for row in rows], path)
+        before = path.read_text()
+        ended = run("--json", path, "--resume", *ONE)
+        assert ended.exit_code == 1
+        assert f"rows of another machine: {name} Z80" in ended.output
+        assert path.read_text() == before
 
 
 def test_a_folder_gets_a_file_of_this_machine(tiny, tmp_path):
     run("--json", tmp_path, *ONE)
     (path,) = tmp_path.iterdir()
     assert path.name == machine.file_name("pool", report.read(path)[0])
-    assert machine.file_name("pool", {"cpu": "AMD EPYC(tm) 9", "simd": "AVX2", "cores": 2}) == "pool-amd-epyc-tm-9-avx2-2-cores.jsonl"
+    where = {"cpu": "AMD EPYC(tm) 9", "microarchitecture": "znver5", "simd": "AVX2", "cores": 2}
+    assert machine.file_name("pool", where) == "pool-amd-epyc-tm-9-znver5-avx2-2-cores.jsonl"
+    assert machine.file_name("pool", where | {"microarchitecture": None}) == "pool-amd-epyc-tm-9-avx2-2-cores.jsonl"
 
 
 @pytest.mark.parametrize("peer", ["fastpool", "onnxruntime"])

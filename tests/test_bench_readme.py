@@ -14,7 +14,8 @@ POOL, CONV, ORDER = readme.SECTIONS
 
 def made_row(kind="max", window="2x2 s2", a_pass="forward", shape="8x256x56x56", layout="contiguous", threads=1, **numbers):
     """As ``pool.row`` makes them: twice as fast as PyTorch, at half the roofline."""
-    row = {"cpu": "Z80", "simd": "NONE", "cores": 1, "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "correct": True, "error": None}
+    row = {"cpu": "Z80", "microarchitecture": None, "simd": "NONE", "cores": 1, "date": "2026-01-02T03:04:05+00:00", "commit": "abc"}
+    row |= {"correct": True, "error": None}
     row |= {"torch_version": "2", "numba_version": "0", "shape": shape, "kind": kind, "window": window, "layout": layout, "pass": a_pass}
     row |= {"threads": threads, **dict.fromkeys(pool.NUMBERS)}
     row |= {"bytes": 4096, "fastpool_ms": 1.0, "copy_ms": 0.5, "torch_ms": 2.0, "torch_ratio": 2.0, "roofline": 0.5, "gb_s": 1.0}
