@@ -255,49 +255,87 @@ def add_window(tyctx, tile, x, at, apart, weights, along, stride, between):
     tile.  ``between``: () or (top, H, left, W), where x[at] lies in a map, outside of which x is zero and rows are left out."""
     vec, K, (down, across) = tile.dtype, along.literal_value, (s.literal_value for s in stride)
     high = weights.count // K
-    inside = len(between) > 0
 
     def codegen(ctx, b, sig, args):
         value, pointer, at, apart, weight, _, _, place = args
-        zeros = ir.Constant(_vec_ir(vec), None)
-        accumulators = [b.extract_value(value, r) for r in range(tile.count)]
-        # Of x: every register that a row needs, the phases of a step side by side.
-        firsts = [i * across + k * vec.lanes for i in range(-(-K // across)) for k in range(across)]
-        if inside:
-            top, height, left, width = (b.extract_value(place, i) for i in range(4))
-            zero = ir.Constant(I64, 0)
-            masks = [_inside(b, b.add(left, ir.Constant(I64, first)), zero, width, vec.lanes) for first in firsts]
 
-        def added(row):
-            """The accumulators with a row of x."""
-            base = _at(b, pointer, b.add(at, b.mul(apart, ir.Constant(I64, row))))
-            wholes = [_at(b, base, ir.Constant(I64, first)) for first in firsts]
-            if inside:
-                wholes = [_load_masked(b, whole, vec, x.dtype, mask, zeros) for whole, mask in zip(wholes, masks, strict=True)]
-            else:
-                wholes = [_load_whole(b, whole, vec, x.dtype) for whole in wholes]
-            taps = [tap for i in range(0, len(wholes), across) for tap in _deinterleave(b, wholes[i : i + across], vec.lanes)]
-            found = list(accumulators)
+        def added(totals, row, taps):
             for r in range(tile.count):
                 h = row - r * down
                 for w in range(K if 0 <= h < high else 0):
-                    product = [taps[w], b.extract_value(weight, h * K + w), found[r]]
-                    found[r] = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), product)
-            return found
+                    product = [taps[w], b.extract_value(weight, h * K + w), totals[r]]
+                    totals[r] = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), product)
 
-        for row in range((tile.count - 1) * down + high):
-            if not inside:
-                accumulators = added(row)
-                continue
-            before = b.block
-            # As an unsigned number a line above the map is far below it.
-            with b.if_then(b.icmp_unsigned("<", b.add(top, ir.Constant(I64, row)), height), likely=True):
-                found, there = added(row), b.block
-            accumulators = [_either(b, (old, before), (new, there)) for old, new in zip(accumulators, found, strict=True)]
-        return ctx.make_tuple(b, tile, accumulators)
+        totals = [b.extract_value(value, r) for r in range(tile.count)]
+        inside = [b.extract_value(place, i) for i in range(len(between))]
+        rows = (tile.count - 1) * down + high
+        return ctx.make_tuple(b, tile, _over_rows(b, totals, rows, added, vec, x.dtype, pointer, at, apart, K, across, inside))
 
     if number(x.dtype) == vec.dtype == weights.dtype.dtype:
         return tile(tile, x, types.int64, types.int64, weights, along, stride, between), codegen
+
+
+def _over_rows(b, totals, rows, added, vec, storage, pointer, at, apart, along, across, inside):
+    """``totals`` after ``added(totals, row, taps)`` of each row of x: the taps of a row are ``along`` registers, the w-th of x[across *
+    lane + w].  ``inside``: (top, H, left, W) or none, as in ``add_window``."""
+    zero, zeros = ir.Constant(I64, 0), ir.Constant(_vec_ir(vec), None)
+    # Every register that a row needs, the phases of a step side by side.
+    firsts = [i * across + k * vec.lanes for i in range(-(-along // across)) for k in range(across)]
+    if inside:
+        top, height, left, width = inside
+        masks = [_inside(b, b.add(left, ir.Constant(I64, first)), zero, width, vec.lanes) for first in firsts]
+
+    def after(row):
+        base = _at(b, pointer, b.add(at, b.mul(apart, ir.Constant(I64, row))))
+        wholes = [_at(b, base, ir.Constant(I64, first)) for first in firsts]
+        if inside:
+            wholes = [_load_masked(b, whole, vec, storage, mask, zeros) for whole, mask in zip(wholes, masks, strict=True)]
+        else:
+            wholes = [_load_whole(b, whole, vec, storage) for whole in wholes]
+        found = list(totals)
+        added(found, row, [tap for i in range(0, len(wholes), across) for tap in _deinterleave(b, wholes[i : i + across], vec.lanes)])
+        return found
+
+    for row in range(rows):
+        if not inside:
+            totals = after(row)
+            continue
+        before = b.block
+        # As an unsigned number a line above the map is far below it.
+        with b.if_then(b.icmp_unsigned("<", b.add(top, ir.Constant(I64, row)), height), likely=True):
+            found, there = after(row), b.block
+        totals = [_either(b, (old, before), (new, there)) for old, new in zip(totals, found, strict=True)]
+    return totals
+
+
+@intrinsic(prefer_literal=True)
+def add_products(tyctx, sums, x, at, apart, rows, along, stride, between):
+    """sums[h * along + w] += x[at + (stride[0] * r + h) * apart + stride[1] * lane + w] * rows[r] for each r: ``add_window``'s gradient by
+    the weights, by lanes.  ``between``: () or (top, H, left, W, count), of which lanes below ``count`` are added to."""
+    vec, K, (down, across) = sums.dtype, along.literal_value, (s.literal_value for s in stride)
+    high = sums.count // K
+
+    def codegen(ctx, b, sig, args):
+        value, pointer, at, apart, given, _, _, place = args
+        inside = [b.extract_value(place, i) for i in range(len(between))]
+        if inside:
+            *inside, count = inside
+            some = _inside(b, ir.Constant(I64, 0), ir.Constant(I64, 0), count, vec.lanes)
+
+        def added(totals, row, taps):
+            for r in range(rows.count):
+                h = row - r * down
+                for k, tap in enumerate(taps[:K] if 0 <= h < high else (), h * K):
+                    product = [tap, b.extract_value(given, r), totals[k]]
+                    total = _call_llvm(b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec), product)
+                    # Not zero times what x may have there, which may be infinite.
+                    totals[k] = b.select(some, total, totals[k]) if inside else total
+
+        totals, lines = [b.extract_value(value, k) for k in range(sums.count)], (rows.count - 1) * down + high
+        return ctx.make_tuple(b, sums, _over_rows(b, totals, lines, added, vec, x.dtype, pointer, at, apart, K, across, inside))
+
+    if number(x.dtype) == vec.dtype == rows.dtype.dtype:
+        return sums(sums, x, types.int64, types.int64, rows, along, stride, between), codegen
 
 
 @intrinsic

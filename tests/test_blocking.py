@@ -102,6 +102,14 @@ def test_chains_are_short_and_alike(channels, taps):
     assert -(-channels // together) <= max(1, -(-channels * taps // blocking.CHUNK))
 
 
+@settings(max_examples=60, deadline=None)
+@given(many, st.integers(1, 25), st.integers(1, 5))
+def test_rows_of_products_divide_all_rows(rows, taps, along):
+    together = blocking.product_rows(rows, taps, along)
+    assert 1 <= together <= blocking.DEPTHWISE
+    assert rows % together == 0
+
+
 def test_what_stays_in_the_nearest_cache(monkeypatch):
     monkeypatch.setattr(blocking, "l1_sets", lambda: (64, 12))
     assert blocking.stays(64, 56 * 56 * 4, 3)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as T
 from cases import LAYOUTS
 from fastpool.kernels import simd
-from fastpool.kernels.cpu import blocking, channel_lanes, pixel_lanes
+from fastpool.kernels.cpu import blocking, channel_lanes, depthwise, pixel_lanes
 from fastpool.kernels.cpu import weight_gradient as weight_gradients
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,8 @@ def ran(monkeypatch, fresh):
     watch(channel_lanes, "forward")
     watch(pixel_lanes, "forward")
     watch(weight_gradients, "backward")
+    for name in ("forward", "forward_rows", "forward_planes", "spread_rows", "weights_of_rows", "weights_of_planes", "weights_of_pixels"):
+        watch(depthwise, name)
     for known in (simd.register_bytes, blocking.registers):
         known.cache_clear()
     yield found
@@ -367,6 +369,20 @@ def test_nan_and_infinity_go_where_they_are_read(small):
     assert gw.isnan().flatten(1).all(1).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("size", [(7, 7), (3, 21), (8, 40)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradients_keep_infinity_apart(size, stride, small):
+    """Of the weights: what no tap multiplies is not in its sum, though a register holds both."""
+    small("model", 1 << 20)
+    x, w = integers(2, 3, *size), integers(3, 1, 3, 3)
+    x[..., -1] = math.inf
+    for padding in (0, 1):
+        more = {"stride": stride, "padding": padding, "groups": 3}
+        gy = torch.randint(1, 4, T.conv2d(x, w, **more).shape).float()
+        expected = convolved(x.double(), w.double(), None, gy.double(), T.conv2d, **more)[2]
+        assert torch.equal(convolved(x, w, None, gy, **more)[2].nan_to_num(nan=77), expected.float().nan_to_num(nan=77)), padding
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("nest", ["channels", "pixels"])
 def test_taps_in_the_padding_multiply_nothing(nest, layout, small):
@@ -392,6 +408,7 @@ def test_taps_in_the_padding_multiply_nothing(nest, layout, small):
 # Nests
 
 CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward"
+SPREAD, PRODUCTS, OF_PIXELS = "depthwise.spread_rows", "depthwise.weights_of_rows", "depthwise.weights_of_pixels"
 
 REACHED = {
     # What must be among the kernels asked for: (nest, constants), by x, weight, arguments, layout, at 16 lanes.
@@ -411,6 +428,16 @@ REACHED = {
     "panel-of-planes": ((1, 4, 6, 64), (8, 4, 3, 3), {"padding": 1}, "contiguous", (PIXELS, {"in_place": False, "stride": 1})),
     "by-phases": ((1, 4, 9, 129), (8, 4, 3, 3), {"stride": 2, "padding": 1}, "contiguous", (PIXELS, {"stride": 2})),
     "joined-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {}, "contiguous", (WEIGHTS, {"rows": 12, "pixels": False})),
+    "depthwise-rows": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", ("depthwise.forward_rows", {"high": 3})),
+    "depthwise-planes": ((2, 5, 9, 13), (5, 1, 3, 3), {"dilation": 2, "groups": 5}, "contiguous", ("depthwise.forward_planes", {})),
+    "depthwise-pixels": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "channels_last", ("depthwise.forward", {"along": 3})),
+    "spread": ((2, 5, 9, 13), (5, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 5}, "contiguous", (SPREAD, {"down": 2, "across": 2})),
+    "spread-wide": ((1, 3, 5, 70), (3, 1, 2, 5), {"stride": (1, 2), "padding": 2, "groups": 3}, "contiguous", (SPREAD, {"down": 1})),
+    "spread-past-the-kernel": ((1, 3, 6, 7), (3, 1, 1, 1), {"stride": 2, "groups": 3}, "contiguous", (SPREAD, {"lanes": 4})),
+    "products": ((2, 5, 14, 20), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 7, "across": 1})),
+    "products-s2": ((2, 5, 13, 70), (5, 1, 3, 3), {"stride": 2, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 6, "across": 2})),
+    "products-of-planes": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 3, "groups": 3}, "contiguous", ("depthwise.weights_of_planes", {})),
+    "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (OF_PIXELS, {"down": 2})),
     "dilated-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {"dilation": 2}, "channels_last", (WEIGHTS, {"rows": 4, "pixels": True})),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Every word of kernels/tile.py against numpy, by dtype and number of lanes; and what a core can multiply."""
 
+import math
+
 import numpy as np
 import pytest
 from fastpool.kernels.compile import specialised
@@ -24,6 +26,7 @@ from fastpool.kernels.simd import phase as of
 from fastpool.kernels.tile import (
     add_outer,
     add_pixels,
+    add_products,
     add_taps,
     add_tile,
     add_window,
@@ -378,6 +381,57 @@ def test_a_window_is_added(dtype, lanes, rows, high, along, down, across):
                 for r in range(rows)
                 for i in range(lanes)
             ]  # fmt: skip
+            assert out.tolist() == expected
+
+
+@specialised
+def products(dtype, lanes, rows, high, along, down, across, edges):
+    L, G, taps, steps, put = lanes, rows, high * along, (down, across), putting(lanes)
+
+    @jitable
+    def row(found, r, args):
+        return with_phase(found, r, load(args[0], r * L, L))
+
+    def kernel(args, start, stop):
+        x, g, out, first, apart = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), args[3], args[4]
+        one = splat(dtype(1), L)
+        given = unroll(row, G, repeat(one, G), (g,))
+        if edges:
+            place = args[5], args[6], args[7], args[8], args[9]
+            sums = add_products(repeat(one, taps), x, first, apart, given, along, steps, place)
+        else:
+            sums = add_products(repeat(one, taps), x, first, apart, given, along, steps, ())
+        unroll(put, taps, sums, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "high", "along", "down", "across"), [(1, 1, 1, 1, 1), (3, 3, 3, 1, 1), (2, 2, 3, 2, 2)])
+def test_products_with_the_rows_of_a_window_are_added(dtype, lanes, rows, high, along, down, across):
+    """Inside a map, and over each of its edges, beyond which is NaN; of so many lanes."""
+    kind = np.dtype(str(FLOATS[dtype]))
+    H, W = 14, 70
+    memory = np.full((H + 16, W + 80), NAN, kind)
+    memory[8:-8, 40:-40] = numbers(kind, H, W)
+    zeros, g = np.nan_to_num(memory), numbers(kind, rows * lanes)
+    for top, left, count in ((0, 0, 99), (-1, 0, 3), (0, -2, lanes), (3, W - 5, lanes), (H - 2, 3, 1), (-8, 1, lanes), (-1, -1, lanes - 1)):
+        for edges in (False, True):
+            inside = top >= 0 and left >= 0 and top + (rows - 1) * down + high <= H and left + (lanes + along) * across <= W
+            if not edges and (not inside or count < lanes):
+                continue
+            out, first = np.full(high * along * lanes, NAN, kind), (8 + top) * memory.shape[1] + 40 + left
+            kernel, place = products(FLOATS[dtype], lanes, rows, high, along, down, across, edges), (top, H, left, W, count)
+            # What lies under lanes that are not added to may be infinite.
+            given = np.where(np.arange(rows * lanes) % lanes < count, g, math.inf)
+            run(kernel, memory, given.astype(kind), out, first, memory.shape[1], *place)
+            expected = [
+                1 + sum(zeros[8 + top + r * down + h, 40 + left + i * across + k] * g[r * lanes + i] for r in range(rows) if i < count)
+                for h in range(high)
+                for k in range(along)
+                for i in range(lanes)
+            ]
             assert out.tolist() == expected
 
 

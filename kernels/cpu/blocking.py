@@ -214,6 +214,12 @@ def window_rows(rows, taps, step):
     return -(-rows // -(-rows // most))
 
 
+def product_rows(rows, taps, along):
+    """Output rows whose gradients a tile of a depthwise weight gradient holds beside the sums of ``taps``: such as divide them."""
+    most = max(1, min(DEPTHWISE, registers() - taps - along - 2))
+    return max(n for n in range(1, most + 1) if rows % n == 0)
+
+
 def pixels_together(count):
     """Of so many outputs in a row, how many a tile of depthwise convolution has."""
     return max(1, -(-count // -(-count // DEPTHWISE))) if count > 0 else 1

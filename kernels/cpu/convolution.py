@@ -15,6 +15,7 @@ from ..launch import bits, share
 from ..simd import LINE, native_lanes, number
 from . import blocking, channel_lanes, depthwise, pixel_lanes, weights
 from . import weight_gradient as weight_gradients
+from .ahead import distance, distance_in
 from .geometry import itemsize, lanes_for, stored_dtype
 from .pooling import Plan
 
@@ -32,7 +33,10 @@ def input_gradient(geometry):
 @functools.lru_cache(maxsize=1024)
 def _planned(geometry, after, onward):
     parts = [correlation.forward(geometry)] if onward else correlation.input_gradient(geometry)
-    return Convolution([_part(stored(part), after) for part in parts])
+    parts = [stored(part) for part in parts]
+    if not onward and _spreads_rows(parts, geometry):
+        return Convolution([_SpreadRows(parts, geometry)])
+    return Convolution([_part(part, after) for part in parts])
 
 
 def stored(problem):
@@ -120,7 +124,7 @@ class _Banded(_Part):
 
 def _part(problem, after, most=None):
     """The nest of least cost, by blocking.py's model.  ``most``: rows of one map that a band may have."""
-    if problem.groups > 1 and problem.inputs == problem.outputs == 1:
+    if _is_depthwise(problem):
         problem = _in_order(problem)
         if problem.channels_last:
             return _Depthwise(problem, after)
@@ -183,6 +187,10 @@ class _Depthwise(_Part):
         xn, yn, *y_steps = problem.x_strides[0], problem.y_strides[0], *problem.y_strides[2:]
         addresses = inside.ctypes.data, tables.ctypes.data
         sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
+        elements = problem.images * channels * math.prod(axis.size for axis in problem.axes)
+        # From the first row of taps: behind the last one.
+        far = distance_in(dtype, elements) and int(tables[1, KH - 1]) + distance(dtype)
+        sizes = *sizes, far
         pixels = blocking.pixels_together(right - left)
         width = problem.axes[2]
         across = width.step if KW > 1 and width.step <= 2 and _lie_side_by_side(width) else 0
@@ -241,6 +249,22 @@ def _kept(width):
     return () if (spans == (0, width.outputs)).all() else tuple(spans.ravel().tolist())
 
 
+def _is_depthwise(problem):
+    return problem.groups > 1 and problem.inputs == problem.outputs == 1
+
+
+def _spreads_rows(parts, geometry):
+    """Whether ``depthwise.spread_rows`` can run a gradient by the input."""
+    _, down, across = geometry.stride
+    taps = math.prod(geometry.weight_shape[2:])
+    if not (_is_depthwise(parts[0]) and not geometry.channels_last and down <= 2 == across and taps <= blocking.WINDOW):
+        return False
+    # Of each first row and column some; and in one slice, of which none reads another.
+    return len(parts) == down * across and all(
+        depth.step == 1 and depth.offsets == (0,) and all(map(_lie_side_by_side, along)) for depth, *along in (part.axes for part in parts)
+    )
+
+
 def _reads_rows(problem):
     """Whether ``depthwise.forward_rows`` can run it."""
     depth, height, width = problem.axes
@@ -250,8 +274,8 @@ def _reads_rows(problem):
 
 
 def _lie_side_by_side(axis):
-    """Whether an axis's taps, in order, do."""
-    return axis.offsets[-1] - axis.offsets[0] == len(axis.offsets) - 1
+    """Whether an axis's taps do."""
+    return not axis.offsets or max(axis.offsets) - min(axis.offsets) == len(axis.offsets) - 1
 
 
 def _in_order(problem):
@@ -260,6 +284,12 @@ def _in_order(problem):
     taps = np.array(problem.weight_taps, np.int64).reshape([len(order) for order in orders])[np.ix_(*orders)]
     axes = (axis._replace(offsets=tuple(sorted(axis.offsets))) for axis in problem.axes)
     return problem._replace(axes=tuple(axes), weight_taps=tuple(taps.ravel().tolist()))
+
+
+def _end_of_x(problem):
+    """Elements from a depthwise correlation's first to behind its last."""
+    shape = problem.images, problem.groups, *(axis.size for axis in problem.axes)
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, problem.x_strides, strict=True))
 
 
 class _DepthwiseRows(_Part):
@@ -283,15 +313,51 @@ class _DepthwiseRows(_Part):
         bands = max(1, min(blocking.JOBS // max(1, planes), height.outputs // rows))
         band = blocking.padded(-(-height.outputs // bands), rows)
         bands = -(-height.outputs // band)
-        shape = problem.images, channels, *(axis.size for axis in problem.axes)
-        end = 1 + sum((size - 1) * stride for size, stride in zip(shape, problem.x_strides, strict=True))
         xn, xc, *x_steps, _ = problem.x_strides
         yn, yc, *y_steps, _ = problem.y_strides
         self.sizes = (
             *(channels, depth.outputs, height.outputs, width.outputs, height.size, width.size, bands, band),
-            *(height.offsets[0], width.offsets[0], end, xn, xc, *x_steps, yn, yc, *y_steps),
+            *(height.offsets[0], width.offsets[0], _end_of_x(problem), xn, xc, *x_steps, yn, yc, *y_steps),
         )
         self.nest, self.constants = depthwise.forward_rows, (dtype, lanes, rows, high, along, height.step, width.step, after)
+        self.jobs = planes * bands
+        self.packing = functools.partial(weights.pack, dtype, lanes_for(dtype, 1), 1)
+        self.blocks = channels
+        self.pack_sizes = self.tables.ctypes.data, 1, 1, 1, taps, 1, 1, *problem.weight_steps
+
+
+class _SpreadRows(_Part):
+    """The gradient by the input of a depthwise convolution of contiguous maps, from its parts."""
+
+    panel = 0
+
+    def __init__(self, parts, geometry):
+        parts = [_in_order(part) if part.weight_taps else part for part in parts]
+        problem, (_, down, across) = parts[0], geometry.stride
+        dtype, channels, (depth, height, width) = problem.dtype, problem.groups, problem.axes
+        _, _, _, H, W = geometry.shape
+        shapes = []
+        for part in parts:
+            _, *along = (axis.offsets for axis in part.axes)
+            shapes.append((*map(len, along), *(offsets[0] if offsets else 0 for offsets in along)))
+        picks = tuple(tap for part in parts for tap in part.weight_taps)
+        taps, lanes, most = len(picks), lanes_for(dtype, width.outputs), -(-H // down)
+        self.itemsize, self.packed, self.start = itemsize(number(dtype)), channels * (taps + 1), 0
+        self.products = problem.images * channels * taps * depth.outputs * height.outputs * width.outputs
+        self.form = dtype, "spread", picks, problem.weight_steps
+        self.tables = np.array(picks, np.int64)
+        planes = problem.images * channels * depth.outputs
+        rows = blocking.window_rows(most, taps, 1)
+        bands = max(1, min(blocking.JOBS // max(1, planes), most // rows))
+        band = blocking.padded(-(-most // bands), rows)
+        bands = -(-most // band)
+        yn, yc, *y_steps, _ = problem.x_strides
+        gn, gc, gd, gh, _ = problem.y_strides
+        self.sizes = (
+            *(channels, depth.outputs, taps, height.size, width.size, H, W, bands, band),
+            *(yn, yc, *y_steps, gn, gc, gd, gh // down, distance_in(dtype, math.prod(geometry.shape))),
+        )
+        self.nest, self.constants = depthwise.spread_rows, (dtype, lanes, rows, down, across, tuple(shapes))
         self.jobs = planes * bands
         self.packing = functools.partial(weights.pack, dtype, lanes_for(dtype, 1), 1)
         self.blocks = channels
@@ -422,8 +488,7 @@ class Layout:
 def weight_gradient(geometry):
     """-> WeightGradient, which takes x and gy, dense in geometry's layout, to gw, which lies as the weights."""
     problem = stored(correlation.forward(geometry))
-    once = problem.groups > 1 and problem.inputs == problem.outputs == 1
-    if once and (problem.channels_last or problem.axes[2].step <= PHASES):
+    if _is_depthwise(problem) and (problem.channels_last or problem.axes[2].step <= PHASES):
         return DepthwiseWeightGradient(problem)
     return WeightGradient(problem, geometry)
 
@@ -434,6 +499,9 @@ class DepthwiseWeightGradient:
     sums = panel = 0
 
     def __init__(self, problem):
+        if not problem.channels_last and problem.x_strides[4] == 1 and _reads_rows(problem):
+            self._of_rows(problem)
+            return
         dtype, lanes, channels = problem.dtype, native_lanes(problem.dtype), problem.groups
         inside, taps, steps = _inside(problem.axes, problem.x_strides)
         self.tables = inside, taps, np.array(problem.weight_taps, np.int64)
@@ -447,11 +515,26 @@ class DepthwiseWeightGradient:
             *(xn, xc, *steps, yn, yc, *problem.y_strides[2:], problem.weight_steps[0]),
         )
         if problem.channels_last:
-            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, high, KW), -(-channels // lanes)
+            new = (min(axis.step, taps) for axis, taps in zip(problem.axes[1:], (high, KW), strict=True))
+            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, high, KW, *new), -(-channels // lanes)
         else:
             lanes = lanes_for(dtype, counts[2])
             worker, jobs = depthwise.weights_of_planes(dtype, lanes, high, KW, problem.axes[2].step), channels
         self.plan = Plan(worker, jobs, sizes, True)
+
+    def _of_rows(self, problem):
+        dtype, (depth, height, width) = problem.dtype, problem.axes
+        lanes, high, along = lanes_for(dtype, width.outputs), len(height.offsets), len(width.offsets)
+        self.tables = np.array(problem.weight_taps, np.int64)
+        rows = blocking.product_rows(height.outputs, high * along, along)
+        xn, xc, *x_steps, _ = problem.x_strides
+        yn, yc, *y_steps, _ = problem.y_strides
+        sizes = (
+            *(self.tables.ctypes.data, problem.images, depth.outputs, height.outputs, width.outputs, height.size, width.size),
+            *(height.offsets[0], width.offsets[0], _end_of_x(problem), xn, xc, *x_steps, yn, yc, *y_steps, problem.weight_steps[0]),
+        )
+        worker = depthwise.weights_of_rows(dtype, lanes, rows, high, along, height.step, width.step)
+        self.plan = Plan(worker, problem.groups, sizes, True)
 
     def run(self, x, gy, gw, sums, panels, threads):
         self.plan.run((x, gy, gw), threads)

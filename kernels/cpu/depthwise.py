@@ -21,18 +21,27 @@ from ..simd import (
     numbers,
     phase,
     pointer,
+    prefetch,
     repeat,
     scatter_between,
     splat,
     store,
     store_masked,
+    store_phases,
+    store_phases_between,
     total,
     unroll,
     with_phase,
 )
-from ..tile import add_pixels, add_scaled, add_window, each, store_tile
+from ..tile import add_pixels, add_products, add_scaled, add_window, each, store_tile
 from . import ahead, panel
 from .number import compiled, jitable
+
+PIXELS_AHEAD = 64
+"""Pixels of channels_last maps ahead for which gradients by the weights ask: a job reads one line of each, which the hardware does not
+follow.
+us, a batch of 8, without, by 16, 32 and 64 ahead: 3x3 of 32x112x112 2,270, 1,330, 1,020 and 900; of 144x56x56 3,200, 1,800, 1,410 and 990;
+of 192x28x28, which L2 and L3 hold, 310 to 320."""
 
 
 @specialised
@@ -41,8 +50,11 @@ def forward(dtype, lanes, pixels, along, across, after):
     has ``along`` taps.  ``across``: the step along a row of which the taps lie side by side, so that outputs share them, or 0
     (us, one core of Zen 5, so and not: 3x3 of 32x112x112 79 and 95, of 144x56x56 84 and 104).
 
-    Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see convolution.py; the activation's parameters."""
-    real, P, K, L, products = number(dtype), pixels, along, lanes, pixels * along
+    Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see convolution.py, the last of which says how far
+    behind an output row's first element to ask for what the next one reads anew, or 0 (us, a batch of 8, so and not: 3x3 of 32x112x112
+    1,410 and 1,740, of 144x56x56 1,350 and 1,640, with steps of 2 96x112x112 2,060 and 2,750); the activation's parameters."""
+    real, P, K, L, products, ask = number(dtype), pixels, along, lanes, pixels * along, ahead.asking(dtype)
+    part = P * max(1, across) ** 2  # of a channel of x, what a tile reads that no row above it did
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
@@ -100,8 +112,8 @@ def forward(dtype, lanes, pixels, along, across, after):
     def kernel(args, start, stop):
         x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
         inside, taps = pointer(args, 5, int64), pointer(args, 6, int64)
-        C, OD, OH, OW, KH, _, T, M, left, right, xn, xd, xh, xw, yn, yd, yh, yw = integers(args, 7, 18)
-        p = numbers(args, 25, count, real, L)
+        C, OD, OH, OW, KH, _, T, M, left, right, xn, xd, xh, xw, yn, yd, yh, yw, far = integers(args, 7, 19)
+        p, new = numbers(args, 26, count, real, L), xh // OW
         for job in range(start, stop):
             n, od, oh = job // (OH * OD), job // OH % OD, job % OH
             spans = inside[2 * od], inside[2 * od + 1], inside[2 * (OD + oh)], inside[2 * (OD + oh) + 1]
@@ -115,6 +127,8 @@ def forward(dtype, lanes, pixels, along, across, after):
                 span = 2 * (OD + OH + ow)
                 for c in range(0, C, L):
                     sizes = KH, M, xw, yw, c * (T + 1)
+                    if far > 0 and many:
+                        ask(x, row + far + ow * new + c * part, L * part)
                     if many and c + L <= C:
                         several(x, w, y, at + c, to + c, taps, spans, sizes, p)
                     else:
@@ -180,6 +194,99 @@ def forward_rows(dtype, lanes, rows, high, along, down, across, after):
 
 
 @specialised
+def spread_rows(dtype, lanes, rows, down, across, shapes):
+    """Gradient by the input of contiguous maps where the kernel moves by ``down`` x ``across``: rows of gx follow each other ``down`` at
+    a time and each is ``across`` correlations of gy at step 1, whose registers are interleaved and stored as rows lie.  ``shapes``: of each
+    of these, in the order of the first elements they make, (rows of taps, taps of a row, where the first lies from gy's row and column).
+
+    Jobs: (channel, slice, band of ``rows`` rows of gy and those it makes).  Arguments: gy, packed weights, correlation by correlation and
+    within each from the first tap to the last, gx; sizes, see convolution.py, the last of which says how far ahead to ask for gx, or 0
+    (us, a batch of 8, so and not: 3x3 with steps of 2 of 144x56x56 606 and 1,304, of 96x112x112 2,290 and 3,060; four correlations
+    through panels, which scattered their results, 5,770 of 144x56x56)."""
+    real, G, L, step = number(dtype), rows, lanes, (1, 1)
+    ask = ahead.asking(dtype, to_write=True)
+
+    def correlation(of):
+        """(gy, w, mine, plane, yh, t, u, OH, OW): rows t .. of one of them, columns u .."""
+        high, along, low_h, low_w = shapes[of]
+        taps, start = high * along, 1 + sum(h * w for h, w, *_ in shapes[:of])
+
+        if taps == 0:  # a step longer than the kernel
+
+            @jitable
+            def made(gy, w, mine, plane, yh, t, u, OH, OW):
+                return repeat(splat(real(0), L), G)
+
+            return made
+
+        @jitable
+        def read(weights, k, args):
+            w, at = args
+            return with_phase(weights, k, load_one(w, at + k, L))
+
+        @jitable
+        def made(gy, w, mine, plane, yh, t, u, OH, OW):
+            zero = splat(real(0), L)
+            weights, tile = unroll(read, taps, repeat(zero, taps), (w, mine + start)), repeat(zero, G)
+            top, left = t + low_h, u + low_w
+            at = plane + top * yh + left
+            if left >= 0 and left + L + along - 1 <= OW and top >= 0 and top + G + high - 1 <= OH:
+                return add_window(tile, gy, at, yh, weights, along, step, ())
+            return add_window(tile, gy, at, yh, weights, along, step, (top, OH, left, OW))
+
+        return made
+
+    @jitable
+    def put(tile, r, args):
+        gx, to, gh, i, u, H, W, other = args
+        if i + r * down < H:
+            place = to + (i + r * down) * gh
+            if across == 1:
+                store_phases_between(gx, place, u, 0, W, (phase(tile, r),))
+            elif across * (u + L) <= W:
+                store_phases(gx, place + across * u, (phase(tile, r), phase(other, r)))
+            else:
+                store_phases_between(gx, place, across * u, 0, W, (phase(tile, r), phase(other, r)))
+        return tile
+
+    def line(a):
+        """(gy, w, gx, ...): the a-th of ``down`` rows that follow each other, for G rows of gy."""
+        first, last = correlation(a * across), correlation(a * across + across - 1)
+
+        @jitable
+        def made(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W):
+            tile = first(gy, w, mine, plane, yh, t, u, OH, OW)
+            other = last(gy, w, mine, plane, yh, t, u, OH, OW) if across > 1 else tile
+            unroll(put, G, tile, (gx, to, gh, down * t + a, u, H, W, other))
+
+        return made
+
+    above, below = line(0), line(down - 1)
+
+    def kernel(args, start, stop):
+        gy, w, gx = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
+        C, D, T, OH, OW, H, W, bands, R, yn, yc, yd, yh, gn, gc, gd, gh, far = integers(args, 5, 18)
+        most, wide = (H + down - 1) // down, (W + across - 1) // across
+        for job in range(start, stop):
+            slice, first = job // bands, job % bands * R
+            channel, d = slice // D, slice % D
+            n, c = channel // C, channel % C
+            plane, to, mine = n * yn + c * yc + d * yd, n * gn + c * gc + d * gd, c * (T + 1)
+            end = min(most, first + R)
+            for group in range(first, end, G):
+                t = max(first, min(group, end - G))
+                for column in range(0, wide, L):
+                    u = max(0, min(column, wide - L))
+                    for r in range(G * down if far > 0 else 0):
+                        ask(gx, to + (down * t + r) * gh + across * u + far, L * across)
+                    above(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W)
+                    if down > 1:
+                        below(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W)
+
+    return kernel
+
+
+@specialised
 def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
     """The same of contiguous maps, with lanes across pixels: a tile is ``rows`` output rows by ``cols`` registers of pixels of each.
 
@@ -211,7 +318,7 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
 
 
 @specialised
-def weights_of_pixels(dtype, lanes, high, along):
+def weights_of_pixels(dtype, lanes, high, along, down, across):
     """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the
     kernel are in registers together.
 
@@ -258,6 +365,11 @@ def weights_of_pixels(dtype, lanes, high, along):
                             whole = full and h0 <= h and h + high <= h1
                             for ow in range(OW):
                                 span, at = 2 * (OD + OH + ow), row + ow * xw
+                                for i in range(down):
+                                    for j in range(across):
+                                        line = taps[M + h + high - 1 - i] + taps[2 * M + K - 1 - j]
+                                        prefetch(x, at + line + PIXELS_AHEAD * xw)
+                                prefetch(gy, result + (ow + PIXELS_AHEAD) * yw)
                                 k0, k1 = inside[span], inside[span + 1]
                                 if whole and k0 == 0 and k1 == K:
                                     g = load(gy, result + ow * yw, L)
@@ -267,6 +379,57 @@ def weights_of_pixels(dtype, lanes, high, along):
                                     given = x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero
                                     sums = unroll(add, sums_together, sums, given)
                     unroll(put, sums_together, sums, (gw, places, (d * KH + h) * K, c, C, step))
+
+    return kernel
+
+
+@specialised
+def weights_of_rows(dtype, lanes, rows, high, along, down, across):
+    """The same of contiguous maps, of kernels ``high`` x ``along`` as ``forward_rows`` has them; ``rows`` divides the output rows.  Jobs:
+    channels.  Lanes run across the pixels of a row, and are added up at the end; a row of x is loaded once for ``rows`` rows of gy (us, a
+    batch of 8, so and by ``weights_of_planes``: 3x3 of 144x56x56 945 and 5,850, with steps of 2 510 and 4,100, of 960x7x7 173 and 626).
+
+    Arguments: x, gy, gw; the address of where each tap lies in gw; sizes, see convolution.py."""
+    real, G, K, L, taps, steps = number(dtype), rows, along, lanes, high * along, (down, across)
+    far, ask, reads = ahead.distance(dtype), ahead.asking(dtype), (rows - 1) * down + high
+    wide = lanes * across + (along - 1) // across * across
+
+    @jitable
+    def read(found, r, args):
+        gy, at, yh, mask, zero = args
+        return with_phase(found, r, load_masked(gy, at + r * yh, mask, zero))
+
+    @jitable
+    def put(sums, t, args):
+        gw, at, places = args
+        store_masked(gw, at + places[t], splat(total(phase(sums, t)), L), between(0, 1, 0, 1, L))
+        return sums
+
+    def kernel(args, start, stop):
+        x, gy, gw, places = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, int64)
+        N, D, OH, OW, H, W, low_h, low_w, x_end, xn, xc, xd, xh, yn, yc, yd, yh, step = integers(args, 4, 18)
+        zero = splat(real(0), L)
+        for c in range(start, stop):
+            sums = repeat(zero, taps)
+            for slab in range(N * D):
+                n, d = slab // D, slab % D
+                source, result = n * xn + c * xc + d * xd, n * yn + c * yc + d * yd
+                for row in range(0, OH, G):
+                    top = row * down + low_h
+                    for ow in range(0, OW, L):
+                        left, to = ow * across + low_w, result + row * yh + ow
+                        at = source + top * xh + left
+                        for r in range(G * down):
+                            ask(x, at + r * xh + far, L * across)
+                        for r in range(G):
+                            ask(gy, to + r * yh + far, L)
+                        given = unroll(read, G, repeat(zero, G), (gy, to, yh, between(ow, 1, 0, OW, L), zero))
+                        within = left >= 0 and left + (L - 1) * across + K <= W and ow + L <= OW and at + (reads - 1) * xh + wide <= x_end
+                        if within and top >= 0 and top + reads <= H:
+                            sums = add_products(sums, x, at, xh, given, K, steps, ())
+                        else:
+                            sums = add_products(sums, x, at, xh, given, K, steps, (top, H, left, W, OW - ow))
+            unroll(put, taps, sums, (gw, c * step, places))
 
     return kernel
 
