@@ -136,6 +136,11 @@ class Call:
         return self.kernels.input_gradient(self.geometry)
 
     @functools.cached_property
+    def transposed(self) -> Any:
+        """``input_gradient`` that adds a bias."""
+        return self.kernels.input_gradient(self.geometry, True)
+
+    @functools.cached_property
     def weight_gradient(self) -> Any:
         return self.kernels.weight_gradient(self.geometry)
 
@@ -441,7 +446,7 @@ def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     if gx.numel() == 0:
         return gx
     gy = backend.restride(backend.materialised(gy), here.out_strides)
-    plan = here.input_gradient
+    plan = here.input_gradient if bias is None else here.transposed
     threads = runtime.threads() if plan.parallel else 1
     ready = packed(plan, weight, bias)
     with _Scratch(threads * plan.panel, gy.device) as panels:

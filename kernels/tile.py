@@ -24,11 +24,9 @@ from .simd import (
     _intrinsic_suffix,
     _load_masked,
     _load_whole,
-    _narrowed,
-    _positions,
+    _mask_ir,
     _store_masked,
     _store_whole,
-    _stored,
     _transposed,
     _vec_ir,
     number,
@@ -387,14 +385,14 @@ def columns(tyctx, vecs):
         return vecs(vecs), codegen
 
 
-def _scatter(b, pointer, stride, vec, storage, mask, value):
-    """Lane i to pointer[i * stride] where mask holds."""
-    raw = _stored(vec, storage)
-    size = raw.dtype.bitwidth // 8
-    addresses = b.add(_broadcast(b, b.ptrtoint(pointer, I64), vec.lanes), _positions(b, ir.Constant(I64, 0), vec.lanes, stride * size))
-    where = b.inttoptr(addresses, ir.VectorType(pointer.type, vec.lanes))
-    arguments = [_narrowed(b, value, storage, vec), where, ir.Constant(I32, size), mask]
-    _call_llvm(b, f"llvm.masked.scatter.{_intrinsic_suffix(raw)}.v{vec.lanes}p0", ir.VoidType(), arguments)
+def _store_apart(b, pointer, stride, vec, storage, mask, value):
+    """Lane i to pointer[i * stride] where mask holds: registers of lanes so far apart, stored under masks, as a scatter takes a cycle and
+    more a lane: the gradient by the input of 3x3 of 512 channels of 14x14 with steps of 2, a batch of 8, 11.0 ms so and 12.6."""
+    lanes, nothing = vec.lanes, ir.Constant(_mask_ir(vec.lanes), None)
+    for first in sorted({lane * stride // lanes * lanes for lane in range(lanes)}):
+        picks = _constant(lanes, I32, [at // stride if at % stride == 0 else lanes for at in range(first, first + lanes)])
+        apart, here = b.shuffle_vector(value, value, picks), b.shuffle_vector(mask, nothing, picks)
+        _store_masked(b, _at(b, pointer, ir.Constant(I64, first)), vec, storage, here, apart)
 
 
 @intrinsic(prefer_literal=True)
@@ -417,7 +415,7 @@ def store_columns(tyctx, tile, cols, y, origins, at, step, pixel, count):
             elif p == 1:
                 _store_masked(b, target, vec, y.dtype, mask, column)
             else:
-                _scatter(b, target, p, vec, y.dtype, mask, column)
+                _store_apart(b, target, p, vec, y.dtype, mask, column)
 
     def codegen(ctx, b, sig, args):
         value, _, y_pointer, starts, at, step, _, count = args
@@ -456,7 +454,7 @@ def store_tile(tyctx, tile, cols, y, origins, at, step, pixel, height, count):
                 for c in range(n):
                     target, found = _at(b, start, ir.Constant(I64, c * lanes * p)), b.extract_value(value, r * n + c)
                     if p > 1:
-                        _scatter(b, target, p, vec, y.dtype, masks[c], found)
+                        _store_apart(b, target, p, vec, y.dtype, masks[c], found)
                     elif whole:
                         _store_whole(b, target, vec, y.dtype, found)
                     else:

@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
-from fastpool.kernels.cpu import blocking
-from hypothesis import given, settings
+from fastpool.kernels.cpu import blocking, weights
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 few, many = st.integers(1, 40), st.integers(1, 5000)
@@ -81,6 +82,7 @@ def test_taps_in_the_padding_cost_nothing(monkeypatch):
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(4, 1 << 22), st.integers(0, 30), few | many, few, st.integers(1, 14), st.integers(1, 600))
+@example(4, 0, 16, 16, 2, 1)
 def test_bands_cover_all_rows_and_fit(row_bytes, extra, rows, images, pieces, others):
     bands = blocking.bands(row_bytes, extra, rows, images, pieces, others)
     assert 1 <= bands.rows <= rows
@@ -168,3 +170,34 @@ def test_the_cache_and_the_registers_are_this_cpus(monkeypatch):
         monkeypatch.setattr(blocking, "register_bytes", lambda width=width: width)
         monkeypatch.setattr(blocking.llvm, "get_process_triple", lambda triple=triple: triple)
         assert blocking.registers.__wrapped__() == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_weights_are_packed_chain_by_chain_and_read_as_they_lie(inputs, together, along, rows, step, last):
+    """Every weight once, each at its place; runs are of such that follow each other, and cover all."""
+    taps = [t * (inputs if last else 1) * step for t in range(rows * along)]
+    step_i = 1 if last else rows * along * step
+    table, runs = weights.order(inputs, along, together, step_i, tuple(taps))
+    place = 0
+    places = {}
+    for chain in range(0, inputs, together):
+        for row in range(0, len(taps), along):
+            for c in range(chain, min(inputs, chain + together)):
+                for tap in taps[row : row + along]:
+                    places[place], place = c * step_i + tap, place + 1
+    assert {int(at): int(source) for source, at in table} == places
+    assert (np.diff(table[:, 0]) >= 0).all()
+    covered = [j for first, count in runs for j in range(first, first + count)]
+    assert covered == list(range(len(table)))
+    for first, count in runs:
+        assert (np.diff(table[first : first + count, 0]) == 1).all()
+
+
+def test_how_weights_are_read():
+    assert weights.how(weights.order(64, 3, 14, 9, tuple(range(9)))[1], 512, 576, 16) == "columns"
+    assert weights.how(weights.order(512, 3, 14, 4608, tuple(range(9)))[1], 64, 9, 16) == "columns"
+    assert weights.how(weights.order(512, 1, 128, 64, (0,))[1], 64, 1, 16) == "load"
+    assert weights.how(weights.order(512, 1, 128, 256, (0,))[1], 64, 2, 16) == "gather"
+    assert weights.how(weights.order(64, 3, 14, 9, tuple(range(9)))[1], 9, 576, 16) == "gather"
+    assert weights.how(weights.order(1, 3, 1, 1, tuple(range(9)))[1], 1, 9, 4) == "load"

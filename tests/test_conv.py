@@ -211,8 +211,15 @@ def test_any_geometry(small, geometry, place, weights_place, dtype, biased, nest
     agrees(geometry, place, weights_place, dtype, biased)
 
 
+STEPS = {"stride": (2, 2), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+"""Over elements that no tap reaches: they are the bias alone."""
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(convolutions(), st.sampled_from(list(PLACES)), st.integers(0, 2**31))
+@example(((2, 3, 7, 13), (17, 3, 1, 1), STEPS), "contiguous", 0)
+@example(((2, 3, 7, 13), (17, 3, 1, 1), STEPS), "channels_last", 0)
+@example(((2, 5, 7, 13), (5, 1, 1, 3), STEPS | {"groups": 5}), "contiguous", 0)
 def test_transposed_of_any_geometry(small, geometry, place, seed):
     """The gradient by the input as an operation: torch's own is exact on these integers too."""
     small("model", 1 << 20)

@@ -260,10 +260,10 @@ def bands(row_bytes, extra, rows, images, pieces, others, budget=None):
     wanted = -(-JOBS // (others * max(1, images // together)))
     if together > 1 and wanted > 1:
         together = max(1, min(together, images * others // JOBS))
-    if together > pieces:  # whose rows are one tile's
-        together -= together % pieces
     elif count < wanted:
         count = max(count, min(wanted, rows // (4 * pieces * max(1, extra))))
+    if together > pieces:  # whose rows are one tile's
+        together -= together % pieces
     return Bands(-(-rows // max(1, count)), together)
 
 

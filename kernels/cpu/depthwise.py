@@ -215,7 +215,7 @@ def spread_rows(dtype, lanes, rows, down, across, shapes):
 
             @jitable
             def made(gy, w, mine, plane, yh, t, u, OH, OW):
-                return repeat(splat(real(0), L), G)
+                return repeat(load_one(w, mine, L), G)
 
             return made
 
@@ -227,7 +227,7 @@ def spread_rows(dtype, lanes, rows, down, across, shapes):
         @jitable
         def made(gy, w, mine, plane, yh, t, u, OH, OW):
             zero = splat(real(0), L)
-            weights, tile = unroll(read, taps, repeat(zero, taps), (w, mine + start)), repeat(zero, G)
+            weights, tile = unroll(read, taps, repeat(zero, taps), (w, mine + start)), repeat(load_one(w, mine, L), G)
             top, left = t + low_h, u + low_w
             at = plane + top * yh + left
             if left >= 0 and left + L + along - 1 <= OW and top >= 0 and top + G + high - 1 <= OH:

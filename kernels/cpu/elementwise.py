@@ -1,4 +1,4 @@
-"""Loop nests of an activation by itself, and of its gradient, over elements that follow each other.  A job is a block of them."""
+"""Loop nests of an activation by itself, of its gradient, and of zeros, over elements that follow each other.  A job is a block of them."""
 
 import functools
 
@@ -51,6 +51,20 @@ def gradient(activation, dtype, lanes, by_result):
     return kernel
 
 
+@specialised
+def zero(dtype, lanes):
+    """Arguments: y; its elements."""
+    L, real = lanes, number(dtype)
+
+    def kernel(args, start, stop):
+        y = pointer(args, 0, dtype)
+        (count,) = integers(args, 1, 1)
+        for at in range(start * BLOCK, min(count, stop * BLOCK), L):
+            store_masked(y, at, splat(real(0), L), between(at, 1, 0, count, L))
+
+    return kernel
+
+
 def _plan(nest, dtype, elements, *constants):
     return Plan(nest(*constants), -(-elements // BLOCK), (elements,), elements * itemsize(dtype) >= SERIAL_BYTES)
 
@@ -69,4 +83,11 @@ def backward(activation, dtype, elements, by_result):
     return _plan(gradient, dtype, elements, activation, dtype, native_lanes(dtype), by_result)
 
 
-__all__ = ["backward", "bits", "forward"]
+@functools.lru_cache(maxsize=1024)
+def zeros(dtype, elements):
+    """Argument of ``run``: y."""
+    dtype = stored_dtype(dtype)
+    return _plan(zero, dtype, elements, dtype, native_lanes(dtype))
+
+
+__all__ = ["backward", "bits", "forward", "zeros"]

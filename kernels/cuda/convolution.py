@@ -49,8 +49,8 @@ class Device:
         """-> Convolution; ``after``: an ``Activation`` or None."""
         return Convolution(self.index, [correlation.forward(geometry)], after, filled=self.filled)
 
-    def _input_gradient(self, geometry):
-        """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise."""
+    def _input_gradient(self, geometry, biased=False):
+        """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise, with a bias or without."""
         return Convolution(self.index, list(correlation.input_gradient(geometry)), None, filled=self.filled)
 
     def _weight_gradient(self, geometry):
