@@ -438,7 +438,7 @@ REACHED = {
     "depthwise-rows": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", ("depthwise.forward_rows", {"high": 3})),
     "depthwise-planes": ((2, 5, 9, 13), (5, 1, 3, 3), {"dilation": 2, "groups": 5}, "contiguous", ("depthwise.forward_planes", {})),
     "depthwise-pixels": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "channels_last", ("depthwise.forward", {"along": 3})),
-    "spread": ((2, 5, 9, 13), (5, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 5}, "contiguous", (SPREAD, {"down": 2, "across": 2})),
+    "spread": ((2, 5, 9, 13), (5, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 5}, "contiguous", (SPREAD, {"down": 2})),
     "spread-wide": ((1, 3, 5, 70), (3, 1, 2, 5), {"stride": (1, 2), "padding": 2, "groups": 3}, "contiguous", (SPREAD, {"down": 1})),
     "spread-past-the-kernel": ((1, 3, 6, 7), (3, 1, 1, 1), {"stride": 2, "groups": 3}, "contiguous", (SPREAD, {"lanes": 4})),
     "products": ((2, 5, 14, 20), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 7, "across": 1})),

@@ -361,7 +361,7 @@ class _SpreadRows(_Part):
 
     def __init__(self, parts, geometry):
         parts = [_in_order(part) if part.weight_taps else part for part in parts]
-        problem, (_, down, across) = parts[0], geometry.stride
+        problem, (_, down, _) = parts[0], geometry.stride
         dtype, channels, (depth, height, width) = problem.dtype, problem.groups, problem.axes
         _, _, _, H, W = geometry.shape
         shapes = []
@@ -384,7 +384,7 @@ class _SpreadRows(_Part):
             *(channels, depth.outputs, taps, height.size, width.size, H, W, bands, band),
             *(yn, yc, *y_steps, gn, gc, gd, gh // down, distance_in(dtype, math.prod(geometry.shape))),
         )
-        self.nest, self.constants = depthwise.spread_rows, (dtype, lanes, rows, down, across, tuple(shapes))
+        self.nest, self.constants = depthwise.spread_rows, (dtype, lanes, rows, down, tuple(shapes))
         self.jobs = planes * bands
         self._packs(dtype, 1, channels, 1, problem.weight_steps, 1, picks)
 

@@ -39,9 +39,8 @@ from .number import compiled, jitable
 
 PIXELS_AHEAD = 64
 """Pixels of channels_last maps ahead for which gradients by the weights ask: a job reads one line of each, which the hardware does not
-follow.
-us, a batch of 8, without, by 16, 32 and 64 ahead: 3x3 of 32x112x112 2,270, 1,330, 1,020 and 900; of 144x56x56 3,200, 1,800, 1,410 and 990;
-of 192x28x28, which L2 and L3 hold, 310 to 320."""
+follow.  us, a batch of 8, without, by 16, 32 and 64 ahead: 3x3 of 32x112x112 2,270, 1,330, 1,020 and 900; of 144x56x56 3,200, 1,800, 1,410
+and 990; of 192x28x28, which L2 and L3 hold, 310 to 320."""
 
 
 @specialised
@@ -194,10 +193,10 @@ def forward_rows(dtype, lanes, rows, high, along, down, across, after):
 
 
 @specialised
-def spread_rows(dtype, lanes, rows, down, across, shapes):
-    """Gradient by the input of contiguous maps where the kernel moves by ``down`` x ``across``: rows of gx follow each other ``down`` at
-    a time and each is ``across`` correlations of gy at step 1, whose registers are interleaved and stored as rows lie.  ``shapes``: of each
-    of these, in the order of the first elements they make, (rows of taps, taps of a row, where the first lies from gy's row and column).
+def spread_rows(dtype, lanes, rows, down, shapes):
+    """Gradient by the input of contiguous maps where the kernel moves by ``down``, 1 or 2, x 2: rows of gx follow each other ``down`` at a
+    time and each is two correlations of gy at step 1, whose registers are interleaved and stored as rows lie.  ``shapes``: of each of
+    these, in the order of the first elements they make, (rows of taps, taps of a row, where the first lies from gy's row and column).
 
     Jobs: (channel, slice, band of ``rows`` rows of gy and those it makes).  Arguments: gy, packed weights, correlation by correlation and
     within each from the first tap to the last, gx; sizes, see convolution.py, the last of which says how far ahead to ask for gx, or 0
@@ -240,23 +239,20 @@ def spread_rows(dtype, lanes, rows, down, across, shapes):
     def put(tile, r, args):
         gx, to, gh, i, u, H, W, other = args
         if i + r * down < H:
-            place = to + (i + r * down) * gh
-            if across == 1:
-                store_phases_between(gx, place, u, 0, W, (phase(tile, r),))
-            elif across * (u + L) <= W:
-                store_phases(gx, place + across * u, (phase(tile, r), phase(other, r)))
+            place, both = to + (i + r * down) * gh, (phase(tile, r), phase(other, r))
+            if 2 * (u + L) <= W:
+                store_phases(gx, place + 2 * u, both)
             else:
-                store_phases_between(gx, place, across * u, 0, W, (phase(tile, r), phase(other, r)))
+                store_phases_between(gx, place, 2 * u, 0, W, both)
         return tile
 
     def line(a):
         """(gy, w, gx, ...): the a-th of ``down`` rows that follow each other, for G rows of gy."""
-        first, last = correlation(a * across), correlation(a * across + across - 1)
+        evens, odds = correlation(2 * a), correlation(2 * a + 1)
 
         @jitable
         def made(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W):
-            tile = first(gy, w, mine, plane, yh, t, u, OH, OW)
-            other = last(gy, w, mine, plane, yh, t, u, OH, OW) if across > 1 else tile
+            tile, other = evens(gy, w, mine, plane, yh, t, u, OH, OW), odds(gy, w, mine, plane, yh, t, u, OH, OW)
             unroll(put, G, tile, (gx, to, gh, down * t + a, u, H, W, other))
 
         return made
@@ -266,7 +262,7 @@ def spread_rows(dtype, lanes, rows, down, across, shapes):
     def kernel(args, start, stop):
         gy, w, gx = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
         C, D, T, OH, OW, H, W, bands, R, yn, yc, yd, yh, gn, gc, gd, gh, far = integers(args, 5, 18)
-        most, wide = (H + down - 1) // down, (W + across - 1) // across
+        most, wide = (H + down - 1) // down, (W + 1) // 2
         for job in range(start, stop):
             slice, first = job // bands, job % bands * R
             channel, d = slice // D, slice % D
@@ -278,7 +274,7 @@ def spread_rows(dtype, lanes, rows, down, across, shapes):
                 for column in range(0, wide, L):
                     u = max(0, min(column, wide - L))
                     for r in range(G * down if far > 0 else 0):
-                        ask(gx, to + (down * t + r) * gh + across * u + far, L * across)
+                        ask(gx, to + (down * t + r) * gh + 2 * u + far, 2 * L)
                     above(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W)
                     if down > 1:
                         below(gy, w, gx, mine, plane, to, yh, gh, t, u, OH, OW, H, W)
