@@ -33,7 +33,7 @@ from ..simd import (
     unroll,
     with_phase,
 )
-from ..tile import add_pixels, add_products, add_scaled, add_window, each, store_tile
+from ..tile import add_pixels, add_products, add_scaled, add_tile, add_window, each, store_tile
 from . import ahead, panel
 from .number import compiled, jitable
 
@@ -316,7 +316,7 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
 @specialised
 def weights_of_pixels(dtype, lanes, high, along, down, across):
     """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the
-    kernel are in registers together.
+    kernel are in registers together; each output row's are added to those of the others, as one sum of 100,000 products rounds too much.
 
     Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see convolution.py."""
     real, K, L, sums_together = number(dtype), along, lanes, high * along
@@ -350,7 +350,7 @@ def weights_of_pixels(dtype, lanes, high, along, down, across):
             mask, full = between(c, 1, 0, C, L), c + L <= C
             for d in range(KD):
                 for h in range(0, KH, high):
-                    sums = repeat(zero, sums_together)
+                    totals = repeat(zero, sums_together)
                     for slab in range(N * OD * OH):
                         n, od, oh = slab // (OD * OH), slab // OH % OD, slab % OH
                         deep, tall = 2 * od, 2 * (OD + oh)
@@ -359,6 +359,7 @@ def weights_of_pixels(dtype, lanes, high, along, down, across):
                             row = n * xn + od * xd + oh * xh + taps[d] + c
                             result = n * yn + od * yd + oh * yh + c
                             whole = full and h0 <= h and h + high <= h1
+                            sums = repeat(zero, sums_together)
                             for ow in range(OW):
                                 span, at = 2 * (OD + OH + ow), row + ow * xw
                                 for i in range(down):
@@ -374,7 +375,8 @@ def weights_of_pixels(dtype, lanes, high, along, down, across):
                                     g = load_masked(gy, result + ow * yw, mask, zero)
                                     given = x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero
                                     sums = unroll(add, sums_together, sums, given)
-                    unroll(put, sums_together, sums, (gw, places, (d * KH + h) * K, c, C, step))
+                            totals = add_tile(totals, sums)
+                    unroll(put, sums_together, totals, (gw, places, (d * KH + h) * K, c, C, step))
 
     return kernel
 
@@ -406,9 +408,9 @@ def weights_of_rows(dtype, lanes, rows, high, along, down, across):
         N, D, OH, OW, H, W, low_h, low_w, x_end, xn, xc, xd, xh, yn, yc, yd, yh, step = integers(args, 4, 18)
         zero = splat(real(0), L)
         for c in range(start, stop):
-            sums = repeat(zero, taps)
+            totals = repeat(zero, taps)
             for slab in range(N * D):
-                n, d = slab // D, slab % D
+                n, d, sums = slab // D, slab % D, repeat(zero, taps)
                 source, result = n * xn + c * xc + d * xd, n * yn + c * yc + d * yd
                 for row in range(0, OH, G):
                     top = row * down + low_h
@@ -425,7 +427,8 @@ def weights_of_rows(dtype, lanes, rows, high, along, down, across):
                             sums = add_products(sums, x, at, xh, given, K, steps, ())
                         else:
                             sums = add_products(sums, x, at, xh, given, K, steps, (top, H, left, W, OW - ow))
-            unroll(put, taps, sums, (gw, c * step, places))
+                totals = add_tile(totals, sums)
+            unroll(put, taps, totals, (gw, c * step, places))
 
     return kernel
 
