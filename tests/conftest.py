@@ -64,7 +64,7 @@ def settings():
 
 def forget():
     """What is known of convolutions by their shapes: with other registers, caches or tiles it is something else."""
-    for known in (convolution.call, nests._onward, nests._back, nests.weight_gradient):
+    for known in (convolution.call, nests.forward, nests.input_gradient, nests.weight_gradient):
         known.cache_clear()
 
 

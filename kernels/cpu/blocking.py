@@ -214,6 +214,13 @@ def window_rows(rows, taps, step):
     return -(-rows // -(-rows // most))
 
 
+def plane_bands(planes, rows, together):
+    """(rows of a band, bands of a plane) of depthwise convolution of so many planes: where these are few each is several jobs, of whole
+    tiles of ``together`` rows."""
+    band = padded(-(-rows // max(1, min(JOBS // max(1, planes), rows // together))), together)
+    return band, -(-rows // band)
+
+
 def product_rows(rows, taps, along):
     """Output rows whose gradients a tile of a depthwise weight gradient holds beside the sums of ``taps``: such as divide them."""
     most = max(1, min(DEPTHWISE, registers() - taps - along - 2))

@@ -20,23 +20,15 @@ from .geometry import itemsize, lanes_for, stored_dtype
 from .pooling import Plan
 
 
+@functools.lru_cache(maxsize=1024)
 def forward(geometry, after):
     """-> Convolution; ``after``: an ``Activation`` or None."""
-    return _onward(geometry, after)
-
-
-def input_gradient(geometry, biased=False):
-    """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise, and where ``biased`` adds a bias."""
-    return _back(geometry, biased)
-
-
-@functools.lru_cache(maxsize=1024)
-def _onward(geometry, after):
     return Convolution([_part(stored(correlation.forward(geometry)), after)])
 
 
 @functools.lru_cache(maxsize=1024)
-def _back(geometry, biased):
+def input_gradient(geometry, biased=False):
+    """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise, and where ``biased`` adds a bias."""
     parts = [stored(part) for part in correlation.input_gradient(geometry)]
     if _spreads_rows(parts, geometry):
         return Convolution([_SpreadRows(parts, geometry)])
@@ -340,9 +332,7 @@ class _DepthwiseRows(_Part):
         self.form = dtype, "rows", problem.weight_taps, problem.weight_steps
         planes = problem.images * channels * depth.outputs
         rows = blocking.window_rows(height.outputs, taps, height.step)
-        bands = max(1, min(blocking.JOBS // max(1, planes), height.outputs // rows))
-        band = blocking.padded(-(-height.outputs // bands), rows)
-        bands = -(-height.outputs // band)
+        band, bands = blocking.plane_bands(planes, height.outputs, rows)
         xn, xc, *x_steps, _ = problem.x_strides
         yn, yc, *y_steps, _ = problem.y_strides
         self.sizes = (
@@ -375,9 +365,7 @@ class _SpreadRows(_Part):
         self.form = dtype, "spread", picks, problem.weight_steps
         planes = problem.images * channels * depth.outputs
         rows = blocking.window_rows(most, taps, 1)
-        bands = max(1, min(blocking.JOBS // max(1, planes), most // rows))
-        band = blocking.padded(-(-most // bands), rows)
-        bands = -(-most // band)
+        band, bands = blocking.plane_bands(planes, most, rows)
         yn, yc, *y_steps, _ = problem.x_strides
         gn, gc, gd, gh, _ = problem.y_strides
         self.sizes = (
