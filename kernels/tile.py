@@ -61,6 +61,20 @@ def load_apart(tyctx, x, offset, step, lanes):
     return result(x, types.int64, types.int64, lanes), codegen
 
 
+@intrinsic(prefer_literal=True)
+def load_apart_masked(tyctx, x, offset, step, count, mask, fill):
+    """``count`` Vecs, the first from x[offset], each ``step`` further; lanes that ``mask`` leaves out are ``fill``'s, and not read."""
+    result = types.UniTuple(fill, count.literal_value)
+
+    def codegen(ctx, b, sig, args):
+        pointer, offset, step, _, mask, fill_value = args
+        starts = [_at(b, pointer, b.add(offset, b.mul(step, ir.Constant(I64, i)))) for i in range(result.count)]
+        return ctx.make_tuple(b, result, [_load_masked(b, start, fill, x.dtype, mask, fill_value) for start in starts])
+
+    if number(x.dtype) == fill.dtype:
+        return result(x, types.int64, types.int64, count, mask, fill), codegen
+
+
 @intrinsic
 def store_apart(tyctx, y, offset, step, vecs):
     """The inverse of ``load_apart``."""

@@ -32,6 +32,7 @@ from fastpool.kernels.tile import (
     add_window,
     columns,
     each,
+    load_apart_masked,
     load_several,
     store_columns,
     store_tile,
@@ -184,6 +185,28 @@ def test_taps_of_a_row_are_added_where_they_are_kept(dtype, lanes, rows, cols, p
                 for r in range(low, end):
                     expected[piece * rows + r] += x[3 + piece * 29 + 7 + steps[first + k] + r * step] * weights[k]
     assert out.tolist() == expected.reshape(-1).tolist()
+
+
+@specialised
+def apart(dtype, lanes, count):
+    L, N, put = lanes, count, putting(lanes)
+
+    def kernel(args, start, stop):
+        x, out = pointer(args, 0, dtype), pointer(args, 1, dtype)
+        found = load_apart_masked(x, 2, args[2], N, between(0, 1, 0, args[3], L), splat(dtype(7), L))
+        unroll(put, N, found, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize("some", [1, 3, 99])
+def test_registers_apart_are_loaded_under_a_mask(dtype, lanes, some):
+    x = numbers(FLOATS[dtype], 100)
+    out = np.full(3 * lanes, NAN, x.dtype)
+    run(apart(FLOATS[dtype], lanes, 3), x, out, 23, some)
+    assert out.tolist() == [x[2 + 23 * i + lane] if lane < some else 7 for i in range(3) for lane in range(lanes)]
 
 
 @specialised

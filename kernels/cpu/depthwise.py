@@ -33,7 +33,7 @@ from ..simd import (
     unroll,
     with_phase,
 )
-from ..tile import add_pixels, add_products, add_scaled, add_tile, add_window, each, store_tile
+from ..tile import add_pixels, add_products, add_scaled, add_tile, add_window, each, load_apart_masked, store_tile
 from . import ahead, panel
 from .number import compiled, jitable
 
@@ -393,11 +393,6 @@ def weights_of_rows(dtype, lanes, rows, high, along, down, across):
     wide = lanes * across + (along - 1) // across * across
 
     @jitable
-    def read(found, r, args):
-        gy, at, yh, mask, zero = args
-        return with_phase(found, r, load_masked(gy, at + r * yh, mask, zero))
-
-    @jitable
     def put(sums, t, args):
         gw, at, places = args
         store_masked(gw, at + places[t], splat(total(phase(sums, t)), L), between(0, 1, 0, 1, L))
@@ -421,7 +416,7 @@ def weights_of_rows(dtype, lanes, rows, high, along, down, across):
                             ask(x, at + r * xh + far, L * across)
                         for r in range(G):
                             ask(gy, to + r * yh + far, L)
-                        given = unroll(read, G, repeat(zero, G), (gy, to, yh, between(ow, 1, 0, OW, L), zero))
+                        given = load_apart_masked(gy, to, yh, G, between(ow, 1, 0, OW, L), zero)
                         within = left >= 0 and left + (L - 1) * across + K <= W and ow + L <= OW and at + (reads - 1) * xh + wide <= x_end
                         if within and top >= 0 and top + reads <= H:
                             sums = add_products(sums, x, at, xh, given, K, steps, ())

@@ -15,14 +15,12 @@ from ..simd import (
     number,
     phase,
     pointer,
-    repeat,
     splat,
     store,
     store_masked,
     unroll,
-    with_phase,
 )
-from ..tile import columns
+from ..tile import columns, load_apart_masked
 from .number import jitable
 
 SHORT = 4
@@ -67,11 +65,6 @@ def pack(dtype, lanes, block, way, biased, scaled):
             store_masked(packed, to, found, between(k, 1, 0, B, L))
 
     @jitable
-    def take(rows, i, args):
-        w, at, step, mask, zero = args
-        return with_phase(rows, i, load_masked(w, at + i * step, mask, zero))
-
-    @jitable
     def keep(found, i, args):
         packed, to, places, first, count, scale = args
         if i < count:
@@ -99,8 +92,7 @@ def pack(dtype, lanes, block, way, biased, scaled):
                         at, end = runs[2 * run], runs[2 * run] + runs[2 * run + 1]
                         for j in range(at, end, L):
                             some = min(L, end - j)
-                            mask = between(0, 1, 0, some, L)
-                            rows = unroll(take, L, repeat(zero, L), (w, base + weights[2 * j], step_o, mask, zero))
+                            rows = load_apart_masked(w, base + weights[2 * j], step_o, L, between(0, 1, 0, some, L), zero)
                             unroll(keep, L, columns(rows), (packed, to, weights, j, some, scale))
                     continue
                 for j in range(each):
