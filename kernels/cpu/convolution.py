@@ -483,8 +483,8 @@ class Layout:
         self.tile, self.rowstep, self.mapstep, self.line = (pieces, pixels), rowstep, len(planes) * RQ * rowstep, LINE // size
 
     def asked(self, step, in_place, beside, steps):
-        """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not.  ``step``: from
-        pixel to pixel."""
+        """What to ask for at each product of a chain, from where the next tile begins: the cache lines that it reads and this one does not.
+        ``step``: from pixel to pixel."""
         pieces, pixels = self.tile
         apart = self.mapstep if beside else self.rowstep
         reads = np.arange(pieces)[:, None] * apart + np.arange(pixels) * step
@@ -492,9 +492,8 @@ class Layout:
         below = self.rowstep if beside and self.maps <= pieces else pieces * apart
         after = here + (pixels * step if self.columns > pixels or in_place else below)
         lines, first = np.unique(after // self.line, return_index=True)
-        lines = lines[np.argsort(first)]
-        lines = lines[~np.isin(lines, here // self.line)]
-        return lines[np.arange(len(steps)) * len(lines) // max(1, len(steps))] * self.line if len(lines) else steps
+        lines = here[np.sort(first[~np.isin(lines, here // self.line)])]
+        return lines[np.arange(len(steps)) * len(lines) // max(1, len(steps))] if len(lines) else steps
 
 
 @functools.lru_cache(maxsize=1024)
@@ -598,7 +597,8 @@ class WeightGradient:
                 sources[kd * step_d + kh * step_h + kw * step_w + offsets] = (len(runs) * tiles * tile.pixels + row_of) * block
                 runs.append((planes.index(plane) * RQ + row) * rowstep + kw * dilation * x_pitch)
         gy_panel = blocking.padded((len(planes) * RQ * rowstep + lanes + tile.pixels) * size, 64)
-        self.panel = gy_panel + blocking.padded((bands.rows * width.outputs * pitch + block) * size, 64)
+        asked = weight_gradients.AHEAD * width.step * x_pitch  # what lies behind a panel is another thread's
+        self.panel = gy_panel + blocking.padded(max(bands.rows * width.outputs * pitch + block, asked) * size, 64)
         self.tables = [np.ascontiguousarray(t, np.int64) for t in (lines, outs, runs, sources)]
         *addresses, source = (t.ctypes.data for t in self.tables)
         chunks, count = -(-blocks // per), -(-height.outputs // bands.rows)
