@@ -29,6 +29,7 @@ from ..simd import (
     store_masked,
     unroll,
 )
+from .ahead import distance
 from .number import jitable
 
 PLANES_AHEAD = 2
@@ -90,7 +91,7 @@ def _from_planes(dtype, lanes):
 @functools.cache
 def row_of_pixels(dtype, lanes):
     """(x, at, xc, xw, panel, to, channels, pitch, first, width, W): copies a row of channels_last maps; pitch: a pixel's numbers there."""
-    real, L = number(dtype), lanes
+    real, L, far = number(dtype), lanes, distance(dtype)
 
     @jitable
     def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
@@ -101,6 +102,7 @@ def row_of_pixels(dtype, lanes):
             for j in range(0, left * pitch, L):
                 store(panel, to + j, zero)
             for j in range(left * pitch, right * pitch - L + 1, L):
+                prefetch(x, at + first * xw + j + far)
                 store(panel, to + j, load(x, at + first * xw + j, L))
             rest = max(left * pitch, right * pitch - (right - left) * pitch % L)
             for j in range(rest, right * pitch, L):
@@ -109,15 +111,19 @@ def row_of_pixels(dtype, lanes):
             for j in range(right * pitch, width * pitch, L):
                 store_masked(panel, to + j, zero, between(j, 1, 0, width * pitch, L))
             return
+        whole = min(channels, pitch) // L * L
+        # Zeros behind a pixel's channels.
+        some, there = between(whole, 1, 0, channels, L), between(whole, 1, 0, pitch, L)
         for j in range(width):
-            inside = 0 <= first + j < W
-            for c in range(0, pitch, L):
-                mask = between(c, 1, 0, channels if inside else c, L)
-                found = load_masked(x, at + (first + j) * xw + c, mask, zero)
-                if c + L <= pitch:
-                    store(panel, to + j * pitch + c, found)
-                else:
-                    store_masked(panel, to + j * pitch + c, found, between(c, 1, 0, pitch, L))
+            pixel, source, inside = to + j * pitch, at + (first + j) * xw, 0 <= first + j < W
+            if inside:
+                for c in range(0, whole, L):
+                    prefetch(x, source + c + far)
+                    store(panel, pixel + c, load(x, source + c, L))
+                if whole < pitch:
+                    store_masked(panel, pixel + whole, load_masked(x, source + whole, some, zero), there)
+            for c in range(whole + L if inside else 0, pitch, L):
+                store_masked(panel, pixel + c, zero, between(c, 1, 0, pitch, L))
 
     return pack
 
