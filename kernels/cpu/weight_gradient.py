@@ -14,7 +14,6 @@ from numba import int64
 from ..compile import specialised
 from ..simd import (
     between,
-    gather,
     integers,
     load,
     load_masked,
@@ -36,9 +35,6 @@ from .number import jitable
 
 AHEAD = 8
 """Pixels ahead for which x is asked for."""
-
-PART = 256
-"""Weights of an output channel that are put in order at a time: those of neighbouring channels lie in the same cache lines."""
 
 
 @functools.cache
@@ -152,21 +148,36 @@ def ordered(dtype, lanes, block):
     lies among its sums; weights of an output channel, output channels of a group, blocks, sums of a block, slices, sums of a slice."""
     real, L, B = number(dtype), lanes, block
 
+    @jitable
+    def total(rows, i, args):
+        sums, at, sources, j, slices, apart = args
+        first = at + sources[j + i]
+        value = load(sums, first, L)
+        for s in range(1, slices):
+            value = value + load(sums, first + s * apart, L)
+        return with_phase(rows, i, value)
+
+    @jitable
+    def keep(found, c, args):
+        gw, to, size, channels, whole, mask = args
+        if c < channels:
+            if whole:
+                store(gw, to + c * size, phase(found, c))
+            else:
+                store_masked(gw, to + c * size, phase(found, c), mask)
+        return found
+
     def kernel(args, start, stop):
         gw, sums, sources = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, int64)
         size, OC, blocks, each, slices, apart = integers(args, 3, 6)
+        zero = splat(real(0), L)
         for job in range(start, stop):
             first, at = job % blocks * B, job * each
-            to, channels = (job // blocks * OC + first) * size, min(B, OC - first)
-            for part in range(0, size, PART):
-                for c in range(channels):
-                    for j in range(part, min(size, part + PART), L):
-                        value = gather(sums, at + c, sources, j, L)
-                        for i in range(1, slices):
-                            value = value + gather(sums, i * apart + at + c, sources, j, L)
-                        if j + L <= size:
-                            store(gw, to + c * size + j, value)
-                        else:
-                            store_masked(gw, to + c * size + j, value, between(j, 1, 0, size, L))
+            to = (job // blocks * OC + first) * size
+            for j in range(0, size, L):
+                mask = between(j, 1, 0, size, L)
+                for c in range(0, min(B, OC - first), L):
+                    rows = unroll(total, L, repeat(zero, L), (sums, at + c, sources, j, slices, apart))
+                    unroll(keep, L, columns(rows), (gw, to + c * size + j, size, OC - first - c, j + L <= size, mask))
 
     return kernel
