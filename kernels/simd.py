@@ -754,16 +754,17 @@ def store_rows(tyctx, y, offset, step, rows, phases):
         return types.void(y, types.int64, types.int64, rows, phases), codegen
 
 
+def _in_fours(b, x, y, picks, lanes):
+    """In each group of four lanes of two vectors the lanes that ``picks`` names, which count on from x's into y's."""
+    mask = [s + (p if p < 4 else p - 4 + lanes) for s in range(0, lanes, 4) for p in picks]
+    return b.shuffle_vector(x, y, _constant(lanes, I32, mask))
+
+
 def _transposed(b, rows, lanes):
     """Four vectors -> four: in each group of four lanes, the 4x4 matrix of which they are the rows, transposed."""
-
-    def both(x, y, picks):
-        mask = [s + (p if p < 4 else p - 4 + lanes) for s in range(0, lanes, 4) for p in picks]
-        return b.shuffle_vector(x, y, _constant(lanes, I32, mask))
-
-    low = [both(*rows[i : i + 2], (0, 4, 1, 5)) for i in (0, 2)]
-    high = [both(*rows[i : i + 2], (2, 6, 3, 7)) for i in (0, 2)]
-    return [both(*pair, picks) for pair in (low, high) for picks in ((0, 1, 4, 5), (2, 3, 6, 7))]
+    low = [_in_fours(b, *rows[i : i + 2], (0, 4, 1, 5), lanes) for i in (0, 2)]
+    high = [_in_fours(b, *rows[i : i + 2], (2, 6, 3, 7), lanes) for i in (0, 2)]
+    return [_in_fours(b, *pair, picks, lanes) for pair in (low, high) for picks in ((0, 1, 4, 5), (2, 3, 6, 7))]
 
 
 @intrinsic(prefer_literal=True)

@@ -95,6 +95,7 @@ def small(monkeypatch, fresh):
     monkeypatch.setattr(blocking, "pixel_tile", pixel_tile)
     monkeypatch.setattr(blocking, "sum_tile", lambda length, *_: blocking.Tile(1, 3 if length >= 3 else 1, 1))
     monkeypatch.setattr(blocking, "l2_bytes", lambda: chosen["l2"])
+    monkeypatch.setattr(blocking, "SEGMENT", 20)
 
     def choose(nest, l2):
         fresh()

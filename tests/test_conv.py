@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as T
 from cases import LAYOUTS
 from fastpool.kernels import simd
-from fastpool.kernels.cpu import blocking, channel_lanes, depthwise, pixel_lanes
+from fastpool.kernels.cpu import blocking, channel_lanes, depthwise, pixel_lanes, plane_products
 from fastpool.kernels.cpu import weight_gradient as weight_gradients
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,7 @@ def ran(monkeypatch, fresh):
     watch(channel_lanes, "forward")
     watch(pixel_lanes, "forward")
     watch(weight_gradients, "backward")
+    watch(plane_products, "backward")
     for name in ("forward", "forward_rows", "forward_planes", "spread_rows", "weights_of_rows", "weights_of_planes", "weights_of_pixels"):
         watch(depthwise, name)
     for known in (simd.register_bytes, blocking.registers):
@@ -205,6 +206,8 @@ def agrees(geometry, place, weights_place, dtype, biased):
 @example(((1, 3, 14, 14), (17, 3, 3, 3), {"padding": 4, "stride": 2}), "channels_last", "contiguous", "f32", True, "model", 1 << 13, 0)
 @example(((1, 3, 4, 7), (17, 3, 1, 1), {}), "contiguous", "expanded", "f32", False, "model", 1 << 20, 0)
 @example(((2, 3, 4, 7), (17, 3, 1, 1), {}), "repeated", "repeated", "f32", True, "channels", 1 << 20, 0)
+@example(((3, 34, 7, 13), (50, 17, 1, 1), {"groups": 2}), "contiguous", "contiguous", "f32", True, "model", 1 << 13, 0)
+@example(((2, 17, 13, 7), (3, 17, 1, 1), {}), "contiguous", "channels_last", "bf16", True, "model", 1 << 20, 0)
 def test_any_geometry(small, geometry, place, weights_place, dtype, biased, nest, l2, seed):
     small(nest, l2)
     torch.manual_seed(seed)
@@ -384,6 +387,10 @@ def test_nan_and_infinity_go_where_they_are_read(small):
     _, gx, gw, _ = convolved(integers(1, 3, 9, 21), w, None, gy, padding=1)
     assert gx.isnan().sum() == 3 * 9
     assert gw.isnan().flatten(1).all(1).tolist() == [False, False, True, False, False]
+    x, w = integers(2, 3, 9, 7), integers(5, 3, 1, 1)
+    x[1, 1, 8, 6] = math.inf  # beside the tail of a plane
+    expected = convolved(x.double(), w.double(), None, torch.ones(2, 5, 9, 7).double(), T.conv2d)[2]
+    assert torch.equal(convolved(x, w, None, torch.ones(2, 5, 9, 7))[2], expected.float())
 
 
 @pytest.mark.parametrize("size", [(7, 7), (3, 21), (8, 40)])
@@ -425,6 +432,7 @@ def test_taps_in_the_padding_multiply_nothing(nest, layout, small):
 # Nests
 
 CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward"
+PLANES = "plane_products.backward"
 SPREAD, PRODUCTS, OF_PIXELS = "depthwise.spread_rows", "depthwise.weights_of_rows", "depthwise.weights_of_pixels"
 
 REACHED = {
@@ -455,6 +463,10 @@ REACHED = {
     "products-s2": ((2, 5, 13, 70), (5, 1, 3, 3), {"stride": 2, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 6, "across": 2})),
     "products-of-planes": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 3, "groups": 3}, "contiguous", ("depthwise.weights_of_planes", {})),
     "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (OF_PIXELS, {"down": 2})),
+    "dots-by-outputs": ((2, 7, 24, 25), (33, 7, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": False})),
+    "dots-by-inputs": ((2, 21, 24, 25), (5, 21, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": True})),
+    "dots-of-groups": ((1, 9, 32, 33), (6, 3, 1, 1), {"groups": 3}, "contiguous", (PLANES, {})),
+    "no-dots": ((2, 7, 22, 23), (33, 7, 1, 1), {}, "contiguous", (WEIGHTS, {"pixels": False})),
     "dilated-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {"dilation": 2}, "channels_last", (WEIGHTS, {"rows": 4, "pixels": True})),
 }  # fmt: skip
 
@@ -487,6 +499,8 @@ for shape, weight, more, layout in (
     ((1, 17, 7, 9), (19, 17, 3, 3), {"padding": 1}, "contiguous"),
     ((1, 3, 9, 24), (4, 3, 1, 2), {"stride": (1, 2)}, "contiguous"),
     ((2, 5, 4, 8), (7, 5, 1, 1), {}, "channels_last"),
+    ((2, 5, 24, 25), (7, 5, 1, 1), {}, "contiguous"),
+    ((2, 7, 24, 25), (5, 7, 1, 1), {}, "contiguous"),
 ):
     x, w, b = tests.LAYOUTS[layout](tests.integers(*shape)), tests.integers(*weight), tests.integers(weight[0])
     gy = tests.integers(*tests.truth(x, w, b, None, **more)[0].shape)
@@ -508,8 +522,12 @@ def test_narrower_registers(register_bytes):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("shape", "weight", "more"),
-    [((1, 32, 28, 28), (48, 32, 3, 3), {"padding": 1}), ((3, 48, 10, 10), (48, 6, 3, 3), {"stride": 2, "groups": 8})],
-    ids=["one-image", "groups"],
+    [
+        ((1, 32, 28, 28), (48, 32, 3, 3), {"padding": 1}),
+        ((3, 48, 10, 10), (48, 6, 3, 3), {"stride": 2, "groups": 8}),
+        ((2, 48, 29, 29), (80, 24, 1, 1), {"groups": 2}),
+    ],
+    ids=["one-image", "groups", "planes"],
 )
 def test_bits_do_not_depend_on_threads(shape, weight, more, layout, small):
     small("model", 1 << 20)

@@ -24,6 +24,7 @@ from fastpool.kernels.simd import (
 )
 from fastpool.kernels.simd import phase as of
 from fastpool.kernels.tile import (
+    add_dots,
     add_outer,
     add_pixels,
     add_products,
@@ -38,6 +39,7 @@ from fastpool.kernels.tile import (
     store_tile,
     tile_of,
     tile_of_each,
+    totals,
 )
 from numba import float32, float64, int64
 from test_simd import run
@@ -481,3 +483,69 @@ def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride):
     weights, lane = w[3:].reshape(along, lanes), np.arange(lanes)
     expected = [1 + sum(x[7 + (r * stride + k) * 21 + lane] * weights[k] for k in range(along)) for r in range(rows)]
     assert out.tolist() == np.concatenate(expected).tolist()
+
+
+@specialised
+def dots(dtype, lanes, rows, cols, masked):
+    L, R, C, area, put = lanes, rows, cols, rows * cols, putting(lanes)
+
+    @jitable
+    def place(found, i, args):
+        return with_phase(found, i, args[i])
+
+    def kernel(args, start, stop):
+        w, x, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
+        downs = unroll(place, R, repeat(int64(0), R), (args[6], args[7], args[8]))
+        across = unroll(place, C, repeat(int64(0), C), (args[9], args[10]))
+        tile = repeat(splat(dtype(1), L), area)
+        if masked:
+            inside = between(0, 1, 0, args[3], L), splat(dtype(0), L)
+            tile = add_dots(tile, w, downs, args[4], x, across, args[5], inside)
+        else:
+            tile = add_dots(tile, w, downs, args[4], x, across, args[5], ())
+        unroll(put, area, tile, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 2), (2, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_of_planes_are_added(dtype, lanes, rows, cols, masked):
+    """Of lanes that a mask leaves out nothing is read: they may be infinite."""
+    kind = np.dtype(str(FLOATS[dtype]))
+    w, x, out = numbers(kind, 90), numbers(kind, 90), np.full(rows * cols * lanes, NAN, kind)
+    downs, across, at, count = (5, 0, 41), (17, 2), (3, 7), lanes - 1 if masked else lanes
+    if masked:
+        w[at[0] + 5 + count] = x[at[1] + 17 + count] = math.inf
+    run(dots(FLOATS[dtype], lanes, rows, cols, masked), w, x, out, count, *at, *downs, *across)
+    expected = [
+        1 + (w[at[0] + r + i] * x[at[1] + c + i] if i < count else 0) for r in downs[:rows] for c in across[:cols] for i in range(lanes)
+    ]
+    assert out.tolist() == expected
+
+
+@specialised
+def sums(dtype, lanes, groups):
+    L, count, G, put = lanes, groups * lanes, groups, putting(lanes)
+
+    @jitable
+    def row(found, r, args):
+        return with_phase(found, r, load(args[0], r * L, L))
+
+    def kernel(args, start, stop):
+        x, out = pointer(args, 0, dtype), pointer(args, 1, dtype)
+        unroll(put, G, totals(unroll(row, count, repeat(splat(dtype(0), L), count), (x,))), (out,))
+
+    return kernel
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+@floats
+@pytest.mark.parametrize("groups", [1, 2])
+def test_lanes_of_each_register_are_added_up(dtype, lanes, groups):
+    kind = np.dtype(str(FLOATS[dtype]))
+    x, out = numbers(kind, groups * lanes, lanes), np.full(groups * lanes, NAN, kind)
+    run(sums(FLOATS[dtype], lanes, groups), x, out)
+    assert out.tolist() == x.sum(1).tolist()

@@ -13,7 +13,7 @@ from .. import correlation
 from ..correlation import Axis, Geometry
 from ..launch import bits, share
 from ..simd import LINE, native_lanes, number
-from . import blocking, channel_lanes, depthwise, elementwise, pixel_lanes, weights
+from . import blocking, channel_lanes, depthwise, elementwise, pixel_lanes, plane_products, weights
 from . import weight_gradient as weight_gradients
 from .ahead import distance, distance_in
 from .geometry import itemsize, lanes_for, stored_dtype
@@ -502,7 +502,32 @@ def weight_gradient(geometry):
     problem = stored(correlation.forward(geometry))
     if _is_depthwise(problem) and (problem.channels_last or problem.axes[2].step <= PHASES):
         return DepthwiseWeightGradient(problem)
+    if not problem.channels_last and _is_flat(problem) and problem.x_strides[4] == 1 and math.prod(geometry.out) >= blocking.SEGMENT:
+        return PlaneProducts(problem)
     return WeightGradient(problem, geometry)
+
+
+class PlaneProducts:
+    """``WeightGradient`` of a 1x1 convolution of contiguous maps: it needs no panels."""
+
+    panel = 0
+
+    def __init__(self, problem):
+        dtype, inputs, outputs = problem.dtype, problem.inputs, problem.outputs
+        lanes, length = native_lanes(dtype), math.prod(axis.size for axis in problem.axes)
+        size = itemsize(number(dtype))
+        by_inputs = inputs > outputs
+        outer, inner = blocking.pairs()
+        rows, cols = (inner, outer) if by_inputs else (outer, inner)
+        part, near = blocking.segment(length, lanes, size)
+        tiles = -(-outputs // rows), -(-inputs // cols)
+        self.sums = problem.groups * math.prod(tiles) * rows * cols
+        (xn, xc, *_), (yn, yc, *_) = problem.x_strides, problem.y_strides
+        sizes = problem.images, inputs, outputs, length, part, max(1, near // inner), xn, xc, yn, yc, problem.weight_steps[1]
+        self.plan = Plan(plane_products.backward(dtype, lanes, rows, cols, by_inputs), problem.groups * tiles[by_inputs], sizes, True)
+
+    def run(self, x, gy, gw, sums, panels, threads):
+        self.plan.run((x, gy, gw, sums), threads)
 
 
 class DepthwiseWeightGradient:
