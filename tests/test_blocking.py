@@ -94,6 +94,20 @@ def test_bands_cover_all_rows_and_fit(row_bytes, extra, rows, images, pieces, ot
         assert bands.images * (bands.rows + extra) * row_bytes <= budget
 
 
+@pytest.mark.parametrize(("rows", "images", "others"), [(55, 1, 3), (98, 1, 1), (8, 8, 2), (8, 8, 9), (28, 8, 1), (112, 1, 4), (7, 8, 16)])
+def test_two_threads_get_about_the_same(rows, images, others):
+    """Where there are several bands: the first half of the jobs is no more than 55% of the work."""
+    for row_bytes in (1 << 12, 1 << 14, 1 << 15):
+        bands = blocking.bands(row_bytes, 0, rows, images, 1, others)
+        parts = [
+            (min(bands.images, images - i), min(bands.rows, rows - r))
+            for i in range(0, images, bands.images)
+            for r in range(0, rows, bands.rows)
+        ]
+        jobs = [maps * along for maps, along in parts for _ in range(others)]
+        assert len(parts) == 1 or sum(jobs[: -(-len(jobs) // 2)]) <= 0.55 * sum(jobs), (bands, jobs)
+
+
 @settings(max_examples=80, deadline=None)
 @given(many, st.integers(0, 200))
 def test_chains_are_short_and_alike(channels, taps):

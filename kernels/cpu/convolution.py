@@ -602,13 +602,12 @@ class WeightGradient:
         blocks = -(-problem.outputs // block)
         tiles = -(-length // tile.pixels)
         each = taps[0] * taps[1] * (1 if joined else taps[2]) * tiles * tile.pixels * block
-        few = problem.groups * blocks * each * size <= blocking.FEW_WEIGHTS
+        few = blocking.few_weights(problem.groups * blocks * each * size, problem.images)
         per = blocks if few else blocking.chunk(blocks, problem.groups)
         pitch = blocking.spread(per * block, size)
         extra = Q - height.outputs
         row_bytes = (rowstep * len(planes) + pitch * width.outputs) * size
-        budget = blocking.L1 if extra == 0 and few else None
-        bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.SLICES if few else blocking.JOBS, budget)
+        bands = blocking.bands(row_bytes, extra, height.outputs, 1, 1, blocking.SLICES if few else blocking.JOBS)
         RQ = bands.rows + extra
         starts = np.minimum(np.arange(tiles) * tile.pixels, length - tile.pixels)
         position = np.arange(length)

@@ -2,8 +2,8 @@
 
 Lanes run along the planes: a step takes a register of each of ``rows`` output and ``cols`` input channels, and adds to a sum of each pair.
 A segment of the planes stays in the caches for all pairs; then the lanes are added up.  What the gradient with lanes across channels
-(weight_gradient.py) spends on packing, 16 to 22 cycles a register of planes that are not in the caches, this one does not: one core (Zen 5), a batch of 8, ms:
-64x56x56 to 256 5.9 and 3.9, 16x112x112 to 96 4.7 and 2.1; without asking for the next segment 4.4 and 2.7.
+(weight_gradient.py) spends on packing, 16 to 22 cycles a register of planes that are not in the caches, this one does not: one core
+(Zen 5), a batch of 8, ms: 64x56x56 to 256 5.9 and 3.9, 16x112x112 to 96 4.7 and 2.1; without asking for the next segment 4.4 and 2.7.
 """
 
 from numba import int64
