@@ -306,12 +306,14 @@ from fastpool.kernels import compile
 workers, kept = [], compile.Worker
 compile.Worker = lambda *parts: workers.append(kept(*parts)) or workers[-1]
 
-for shape, weight, layout in (
-    ((1, 64, 14, 14), (64, 64, 3, 3), torch.channels_last),
-    ((1, 4, 6, 64), (8, 4, 3, 3), torch.contiguous_format),
+for shape, weight, layout, padding in (
+    ((1, 64, 14, 14), (64, 64, 3, 3), torch.channels_last, 1),
+    ((1, 256, 7, 7), (48, 256, 1, 1), torch.channels_last, 0),
+    ((1, 4, 6, 64), (8, 4, 3, 3), torch.contiguous_format, 1),
+    ((1, 8, 24, 24), (16, 8, 1, 1), torch.contiguous_format, 0),
 ):
     x = torch.rand(shape).contiguous(memory_format=layout).requires_grad_()
-    F.conv2d(x, torch.rand(weight).requires_grad_(), torch.rand(weight[0]), padding=1, after="leaky_relu").sum().backward()
+    F.conv2d(x, torch.rand(weight).requires_grad_(), torch.rand(weight[0]), padding=padding, after="leaky_relu").sum().backward()
 
 with open({listing!r}, "w") as file:
     for worker in workers:
@@ -347,7 +349,7 @@ MOVES = {"weights.pack", "weight_gradient.ordered"}
 
 
 def test_float32_kernels_hold_no_float64(listings):
-    sums = {"channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward"}
+    sums = {"channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward", "plane_products.backward"}
     assert {name for name, _ in listings} == sums | MOVES
     for name, code in listings:
         found = re.findall(f".*(?:{DOUBLE}).*", code)

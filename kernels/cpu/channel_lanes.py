@@ -33,8 +33,7 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
     parameters."""
     real, P, G, C, L, S, height = number(dtype), rows, pieces, cols, lanes, step, pieces * rows
     B, area, count = C * L, height * C * L, len(after.defaults) if after else 0
-    room, known = TURNS * area, TURNS + 1  # the next tile's place too
-    places = known * pieces
+    room, places = TURNS * area, TURNS * pieces
     along = max(1, len(kept) // 2)  # taps of a step
     ask = asking(real)
     activates = after is not None
@@ -58,10 +57,10 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
             return add_outer(tile, x, origins, at + steps[i], S, w, wo, C)
 
     @jitable
-    def chain(tile, x, origins, at, next_, w, wo, steps, table, length, first, end):
+    def chain(tile, x, origins, at, w, wo, steps, table, asked, first, end):
         for i in range(first, end, along):
             for k in range(along):
-                prefetch(x, next_ + steps[table + length + i + k])
+                prefetch(x, origins[0] + at + steps[asked + i + k])
                 ask(w, wo + (AHEAD + i + k) * B, B)
             tile = add(tile, x, origins, at, steps, table + i, w, wo + i * B)
         return tile
@@ -78,13 +77,13 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
         single = together >= IC
         biases, zeros = tile_of(height, load_several(w, weights, L, C)), tile_of(height, repeat(splat(real(0), L), C))
         starts, ends, sums = stacked(places, int64), stacked(places, int64), stacked(room, real)
-        lows, highs = stacked(known, int64), stacked(known, int64)
+        lows, highs = stacked(TURNS, int64), stacked(TURNS, int64)
         across, abreast = (OW + P - 1) // P, (maps + G - 1) // G
         tiles = (band_rows * abreast if beside else (all_rows + G - 1) // G) * across
         group = column = 0
         for first in range(0, tiles, TURNS):
             turns = min(TURNS, tiles - first)
-            for turn in range(min(turns + 1, tiles - first)):
+            for turn in range(turns):
                 ow, low, high = min(column * P, OW - P), T, 0
                 for piece in range(G):
                     if beside:
@@ -99,8 +98,7 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
                     ends[turn * G + piece] = results + image * yn + outs[result] + ow * yw
                     low, high = min(low, outs[result + 1]), max(high, outs[result + 2])
                 lows[turn], highs[turn] = low, high
-                if turn < turns:
-                    column += 1
+                column += 1
                 if column == across:
                     group, column = group + 1, 0
             for c in range(0, max(1, IC), together):
@@ -111,12 +109,9 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
                     origins = unroll(picked, G, repeat(int64(0), G), (starts, turn * G))
                     tile = biases if single else zeros
                     begin, end = lows[turn] * many, highs[turn] * many
-                    # What is read next; never beyond the panel: another thread writes there.
-                    if turn + 1 < turns or (c + together >= IC and first + turns < tiles):
-                        next_ = starts[(turn + 1) * G] + c * next_channel
-                    else:
-                        next_ = starts[0] + (c + together if c + together < IC else 0) * next_channel
-                    tile = chain(tile, here, origins, c * next_channel, next_, w, wo, steps, table, many * T, begin, end)
+                    # Behind the panel's last tile lies another thread's: that one asks for what it reads itself.
+                    asked = table + (many * T if first + turn + 1 < tiles else 0)
+                    tile = chain(tile, here, origins, c * next_channel, w, wo, steps, table, asked, begin, end)
                     if c > 0:
                         tile = add_put(tile, sums, turn * area)
                     if c + together < IC:

@@ -475,6 +475,8 @@ class Layout:
         taps = [(planes.index(plane) * RQ + row) * rowstep + column(offset) for plane, row in rows for offset in width.offsets]
         self.tables = lines, np.concatenate([outs[..., None], inside], -1), taps
         self.bands = -(-problem.images // bands.images) * depth.outputs * along
+        # A row's last tile may overlap the one before, which asks for what follows that as if it did not.
+        slack += pixels * (pitch or 1) * width.step
         self.panel = blocking.padded((bands.images * len(planes) * RQ * rowstep + slack) * size, 64)
         xn, xc, *_, xw = x_strides
         yn, yc, *_, yw = y_strides
@@ -483,8 +485,8 @@ class Layout:
         self.tile, self.rowstep, self.mapstep, self.line = (pieces, pixels), rowstep, len(planes) * RQ * rowstep, LINE // size
 
     def asked(self, step, in_place, beside, steps):
-        """What to ask for at each product of a chain, from where the next tile begins: the cache lines that it reads and this one does not.
-        ``step``: from pixel to pixel."""
+        """What to ask for at each product of a chain: the cache lines that the next tile reads and this one does not.  ``step``: from
+        pixel to pixel."""
         pieces, pixels = self.tile
         apart = self.mapstep if beside else self.rowstep
         reads = np.arange(pieces)[:, None] * apart + np.arange(pixels) * step
@@ -492,7 +494,7 @@ class Layout:
         below = self.rowstep if beside and self.maps <= pieces else pieces * apart
         after = here + (pixels * step if self.columns > pixels or in_place else below)
         lines, first = np.unique(after // self.line, return_index=True)
-        lines = here[np.sort(first[~np.isin(lines, here // self.line)])]
+        lines = after[np.sort(first[~np.isin(lines, here // self.line)])]
         return lines[np.arange(len(steps)) * len(lines) // max(1, len(steps))] if len(lines) else steps
 
 
