@@ -29,7 +29,7 @@ def forward(dtype, lanes, pieces, rows, cols, step, pitch, runs, pixel, after, i
     ``kept``: of each tap of a row the pixels of a tile, first and end, that it does not take into the padding, where a tile is a whole row
     and some do, else ().  ``beside``: a tile's rows are the same of several maps, not such that follow each other.
 
-    Arguments: x, packed weights, y, panels, jobs a thread; addresses of lines, outs, steps; sizes, see convolution.py; the activation's
+    Arguments: x, packed weights, y, panels, jobs a thread; addresses of lines, outs, steps; sizes, see parts.py; the activation's
     parameters."""
     real, P, G, C, L, S, height = number(dtype), rows, pieces, cols, lanes, step, pieces * rows
     B, area, count = C * L, height * C * L, len(after.defaults) if after else 0

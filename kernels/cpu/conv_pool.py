@@ -139,7 +139,7 @@ def _planned(geometry, after, kind, window, include_pad, divisor):
     least = -(-kernel // step) * step  # a window reaches into two bands at most
     most = max(least, blocking.l2_bytes() // PART_OF_L2 // row_bytes)
     # In a plane of its own, so that rows of several maps are not one tile's.
-    first = convolution._part(problem._replace(y_strides=_in_bands(channels, W, last, 0)), after, min(most, H))
+    first = convolution.part(problem._replace(y_strides=_in_bands(channels, W, last, 0)), after, min(most, H))
     rows = min(H, first.rows // step * step if first.rows < H else H)
     if rows < min(H, least):
         return None
@@ -154,7 +154,7 @@ def _planned(geometry, after, kind, window, include_pad, divisor):
     held = rows + int(table[:, 3].max())
     plane = blocking.spread(held * W + (0 if last else 64), size)
     strides = _in_bands(channels, W, last, plane)
-    part = convolution._part(problem._replace(y_strides=strides), after, rows)
+    part = convolution.part(problem._replace(y_strides=strides), after, rows)
     shape = problem.images, channels, 1, H, W
     between = Geometry(geometry.dtype, shape, strides, last, window, include_pad, divisor)
     saved = kind.saved_dtype(window.taps, geometry.dtype)

@@ -49,7 +49,7 @@ def forward(dtype, lanes, pixels, along, across, after):
     has ``along`` taps.  ``across``: the step along a row of which the taps lie side by side, so that outputs share them, or 0
     (us, one core of Zen 5, so and not: 3x3 of 32x112x112 79 and 95, of 144x56x56 84 and 104).
 
-    Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see convolution.py, the last of which says how far
+    Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see depthwise_plans.py, the last of which says how far
     behind an output row's first element to ask for what the next one reads anew, or 0 (us, a batch of 8, so and not: 3x3 of 32x112x112
     1,410 and 1,740, of 144x56x56 1,350 and 1,640, with steps of 2 96x112x112 2,060 and 2,750); the activation's parameters."""
     real, P, K, L, products, ask = number(dtype), pixels, along, lanes, pixels * along, ahead.asking(dtype)
@@ -199,7 +199,7 @@ def spread_rows(dtype, lanes, rows, down, shapes):
     these, in the order of the first elements they make, (rows of taps, taps of a row, where the first lies from gy's row and column).
 
     Jobs: (channel, slice, band of ``rows`` rows of gy and those it makes).  Arguments: gy, packed weights, correlation by correlation and
-    within each from the first tap to the last, gx; sizes, see convolution.py, the last of which says how far ahead to ask for gx, or 0
+    within each from the first tap to the last, gx; sizes, see depthwise_plans.py, the last of which says how far ahead to ask for gx, or 0
     (us, a batch of 8, so and not: 3x3 with steps of 2 of 144x56x56 606 and 1,304, of 96x112x112 2,290 and 3,060; four correlations
     through panels, which scattered their results, 5,770 of 144x56x56)."""
     real, G, L, step = number(dtype), rows, lanes, (1, 1)
@@ -318,7 +318,7 @@ def weights_of_pixels(dtype, lanes, high, along, down, across):
     """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the
     kernel are in registers together; each output row's are added to those of the others, as one sum of 100,000 products rounds too much.
 
-    Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see convolution.py."""
+    Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see depthwise_plans.py."""
     real, K, L, sums_together = number(dtype), along, lanes, high * along
 
     @jitable
@@ -387,7 +387,7 @@ def weights_of_rows(dtype, lanes, rows, high, along, down, across):
     channels.  Lanes run across the pixels of a row, and are added up at the end; a row of x is loaded once for ``rows`` rows of gy (us, a
     batch of 8, so and by ``weights_of_planes``: 3x3 of 144x56x56 945 and 5,850, with steps of 2 510 and 4,100, of 960x7x7 173 and 626).
 
-    Arguments: x, gy, gw; the address of where each tap lies in gw; sizes, see convolution.py."""
+    Arguments: x, gy, gw; the address of where each tap lies in gw; sizes, see depthwise_plans.py."""
     real, G, K, L, taps, steps = number(dtype), rows, along, lanes, high * along, (down, across)
     far, ask, reads = ahead.distance(dtype), ahead.asking(dtype), (rows - 1) * down + high
     wide = lanes * across + (along - 1) // across * across

@@ -18,7 +18,7 @@ from .number import jitable
 def backward(dtype, lanes, rows, cols, by_inputs):
     """Jobs: (group, ``cols`` input channels where ``by_inputs``, else ``rows`` output channels); those side by side share segments.
 
-    Arguments: x, gy, gw, sums; sizes, see convolution.py."""
+    Arguments: x, gy, gw, sums; sizes, see weight_plans.py."""
     real, R, C, L, area = number(dtype), rows, cols, lanes, rows * cols
     groups_of_sums, run = area // lanes, min(cols, lanes)
     outer, inner = (C, R) if by_inputs else (R, C)

@@ -80,7 +80,7 @@ def backward(dtype, lanes, rows, cols, pixels):
     """Jobs: (slice of the bands, group, chunk of ``per`` blocks of cols * lanes output channels).  ``pixels``: the maps are channels_last.
 
     Arguments: x, gy, sums, panels, jobs a thread; addresses of the lines of x and of gy, and of the runs' first numbers in a panel;
-    sizes, see convolution.py."""
+    sizes, see weight_plans.py."""
     real, R, C, L, B, whole = number(dtype), rows, cols, lanes, cols * lanes, rows * cols
     pack = (panel.row_of_pixels if pixels else _by_pixel_from_planes)(dtype, lanes)
 

@@ -1,0 +1,198 @@
+"""Depthwise convolutions and their gradients: which nest of depthwise.py, and its tables."""
+
+import math
+
+import numpy as np
+
+from ..simd import native_lanes, number
+from . import blocking, depthwise
+from .ahead import distance, distance_in
+from .geometry import itemsize, lanes_for
+from .parts import PHASES, Banded, Layout, Part
+from .pooling import Plan
+from .taps import end_of_x, in_order, inside_of, is_depthwise, lie_side_by_side
+
+
+def part(problem, after):
+    """A depthwise correlation by a nest of its own, or None."""
+    problem = in_order(problem)
+    if problem.channels_last:
+        return _Pixels(problem, after)
+    if _reads_rows(problem):
+        return _Rows(problem, after)
+    return _planes(problem, after) if problem.axes[2].step <= PHASES else None
+
+
+def weight_gradient(problem):
+    """-> a ``weight_plans.WeightGradient``, or None."""
+    return WeightGradient(problem) if problem.channels_last or problem.axes[2].step <= PHASES else None
+
+
+class _Pixels(Part):
+    """A depthwise correlation of channels_last maps."""
+
+    def __init__(self, problem, after):
+        dtype, real, channels = problem.dtype, number(problem.dtype), problem.groups
+        lanes, taps = native_lanes(dtype), len(problem.weight_taps)
+        self.itemsize, blocks = itemsize(real), -(-channels // lanes)
+        self.packed, self.panel = blocks * lanes * (taps + 1), 0
+        self.start = problem.y_start * itemsize(dtype)
+        counts = tuple(axis.outputs for axis in problem.axes)
+        self.products = problem.images * channels * taps * math.prod(counts)
+        self.form = dtype, "depthwise", problem.weight_taps, problem.weight_steps
+        inside, tables, steps = inside_of(problem.axes, problem.x_strides)
+        self.tables = inside, tables
+        KD, KH, KW = (len(axis.offsets) for axis in problem.axes)
+        whole = [o for o, (first, end) in enumerate(inside[sum(counts[:2]) :]) if first == 0 and end == KW]
+        left, right = (whole[0], whole[-1] + 1) if whole else (0, 0)
+        xn, yn, *y_steps = problem.x_strides[0], problem.y_strides[0], *problem.y_strides[2:]
+        addresses = inside.ctypes.data, tables.ctypes.data
+        sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
+        elements = problem.images * channels * math.prod(axis.size for axis in problem.axes)
+        # From the first row of taps: behind the last one.
+        far = distance_in(dtype, elements) and int(tables[1, KH - 1]) + distance(dtype)
+        sizes = *sizes, far
+        pixels = blocking.pixels_together(right - left)
+        width = problem.axes[2]
+        across = width.step if KW > 1 and width.step <= 2 and lie_side_by_side(width) else 0
+        self.nest, self.constants, self.sizes = depthwise.forward, (dtype, lanes, pixels, KW, across, after), sizes
+        self.jobs = problem.images * counts[0] * counts[1]
+        self._packs(dtype, lanes, 1, channels, (0, problem.weight_steps[0], 0), 1, problem.weight_taps)
+
+
+class _Rows(Part):
+    """A depthwise correlation of contiguous maps by windows side by side."""
+
+    panel = 0
+
+    def __init__(self, problem, after):
+        dtype, real, channels = problem.dtype, number(problem.dtype), problem.groups
+        depth, height, width = problem.axes
+        taps, lanes = len(problem.weight_taps), lanes_for(dtype, width.outputs)
+        high, along = len(height.offsets), len(width.offsets)
+        self.itemsize = itemsize(real)
+        self.packed = channels * (taps + 1)
+        self.start = problem.y_start * itemsize(dtype)
+        self.products = problem.images * channels * taps * depth.outputs * height.outputs * width.outputs
+        self.form = dtype, "rows", problem.weight_taps, problem.weight_steps
+        planes = problem.images * channels * depth.outputs
+        rows = blocking.window_rows(height.outputs, taps, height.step)
+        band, bands = blocking.plane_bands(planes, height.outputs, rows)
+        xn, xc, *x_steps, _ = problem.x_strides
+        yn, yc, *y_steps, _ = problem.y_strides
+        self.sizes = (
+            *(channels, depth.outputs, height.outputs, width.outputs, height.size, width.size, bands, band),
+            *(height.offsets[0], width.offsets[0], end_of_x(problem), xn, xc, *x_steps, yn, yc, *y_steps),
+        )
+        self.nest, self.constants = depthwise.forward_rows, (dtype, lanes, rows, high, along, height.step, width.step, after)
+        self.jobs = planes * bands
+        self._packs(dtype, 1, channels, 1, problem.weight_steps, 1, problem.weight_taps)
+
+
+def _planes(problem, after):
+    _, height, width = problem.axes
+    lanes = lanes_for(problem.dtype, width.outputs)
+    rows, cols = blocking.plane_tile(width.outputs, height.outputs, lanes)
+    layout = Layout(problem, 1, rows, cols * lanes, lanes, False, width.step, alone=True)
+    constants = lanes, rows, cols, width.step, after, problem.y_strides[4]
+    return Banded(problem, layout, depthwise.forward_planes, constants, 1)
+
+
+def _reads_rows(problem):
+    """Whether ``depthwise.forward_rows`` can run it."""
+    depth, height, width = problem.axes
+    flat = depth.step == 1 and depth.offsets == (0,)
+    small = 0 < len(problem.weight_taps) <= blocking.WINDOW and max(height.step, width.step) <= 2
+    return flat and small and lie_side_by_side(height) and lie_side_by_side(width) and problem.y_strides[4] == 1
+
+
+def spreads_rows(parts, geometry):
+    """Whether ``depthwise.spread_rows`` can run a gradient by the input."""
+    _, down, across = geometry.stride
+    taps = math.prod(geometry.weight_shape[2:])
+    if not (is_depthwise(parts[0]) and not geometry.channels_last and down <= 2 == across and taps <= blocking.WINDOW):
+        return False
+    # Of each first row and column some; and in one slice, of which none reads another.
+    return len(parts) == down * across and all(
+        depth.step == 1 and depth.offsets == (0,) and all(map(lie_side_by_side, along)) for depth, *along in (part.axes for part in parts)
+    )
+
+
+class SpreadRows(Part):
+    """The gradient by the input of a depthwise convolution of contiguous maps, from its parts."""
+
+    panel = 0
+
+    def __init__(self, parts, geometry):
+        parts = [in_order(part) if part.weight_taps else part for part in parts]
+        problem, (_, down, _) = parts[0], geometry.stride
+        dtype, channels, (depth, height, width) = problem.dtype, problem.groups, problem.axes
+        _, _, _, H, W = geometry.shape
+        shapes = []
+        for part in parts:
+            _, *along = (axis.offsets for axis in part.axes)
+            shapes.append((*map(len, along), *(offsets[0] if offsets else 0 for offsets in along)))
+        picks = tuple(tap for part in parts for tap in part.weight_taps)
+        taps, lanes, most = len(picks), lanes_for(dtype, width.outputs), -(-H // down)
+        self.itemsize, self.packed, self.start = itemsize(number(dtype)), channels * (taps + 1), 0
+        self.products = problem.images * channels * taps * depth.outputs * height.outputs * width.outputs
+        self.form = dtype, "spread", picks, problem.weight_steps
+        planes = problem.images * channels * depth.outputs
+        rows = blocking.window_rows(most, taps, 1)
+        band, bands = blocking.plane_bands(planes, most, rows)
+        yn, yc, *y_steps, _ = problem.x_strides
+        gn, gc, gd, gh, _ = problem.y_strides
+        self.sizes = (
+            *(channels, depth.outputs, taps, height.size, width.size, H, W, bands, band),
+            *(yn, yc, *y_steps, gn, gc, gd, gh // down, distance_in(dtype, math.prod(geometry.shape))),
+        )
+        self.nest, self.constants = depthwise.spread_rows, (dtype, lanes, rows, down, tuple(shapes))
+        self.jobs = planes * bands
+        self._packs(dtype, 1, channels, 1, problem.weight_steps, 1, picks)
+
+
+class WeightGradient:
+    """``weight_plans.WeightGradient`` of a depthwise convolution: it needs neither sums nor panels."""
+
+    sums = panel = 0
+
+    def __init__(self, problem):
+        if not problem.channels_last and problem.x_strides[4] == 1 and _reads_rows(problem):
+            self._of_rows(problem)
+            return
+        dtype, lanes, channels = problem.dtype, native_lanes(problem.dtype), problem.groups
+        inside, taps, steps = inside_of(problem.axes, problem.x_strides)
+        self.tables = inside, taps, np.array(problem.weight_taps, np.int64)
+        counts, (KD, KH, KW) = [axis.outputs for axis in problem.axes], (len(axis.offsets) for axis in problem.axes)
+        # So many rows of the kernel that they divide it, and their sums fit the registers.
+        high = max(h for h in range(1, KH + 1) if KH % h == 0 and (h == 1 or h * KW <= blocking.registers() - 4))
+        xn, xc, yn, yc = *problem.x_strides[:2], *problem.y_strides[:2]
+        sizes = (
+            *(t.ctypes.data for t in self.tables),
+            *(problem.images, channels, *counts, problem.axes[2].size, KD, KH, max(KD, KH, KW)),
+            *(xn, xc, *steps, yn, yc, *problem.y_strides[2:], problem.weight_steps[0]),
+        )
+        if problem.channels_last:
+            new = (min(axis.step, taps) for axis, taps in zip(problem.axes[1:], (high, KW), strict=True))
+            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, high, KW, *new), -(-channels // lanes)
+        else:
+            lanes = lanes_for(dtype, counts[2])
+            worker, jobs = depthwise.weights_of_planes(dtype, lanes, high, KW, problem.axes[2].step), channels
+        self.plan = Plan(worker, jobs, sizes, True)
+
+    def _of_rows(self, problem):
+        dtype, (depth, height, width) = problem.dtype, problem.axes
+        lanes, high, along = lanes_for(dtype, width.outputs), len(height.offsets), len(width.offsets)
+        self.tables = np.array(problem.weight_taps, np.int64)
+        rows = blocking.product_rows(height.outputs, high * along, along)
+        xn, xc, *x_steps, _ = problem.x_strides
+        yn, yc, *y_steps, _ = problem.y_strides
+        sizes = (
+            *(self.tables.ctypes.data, problem.images, depth.outputs, height.outputs, width.outputs, height.size, width.size),
+            *(height.offsets[0], width.offsets[0], end_of_x(problem), xn, xc, *x_steps, yn, yc, *y_steps, problem.weight_steps[0]),
+        )
+        worker = depthwise.weights_of_rows(dtype, lanes, rows, high, along, height.step, width.step)
+        self.plan = Plan(worker, problem.groups, sizes, True)
+
+    def run(self, x, gy, gw, sums, panels, threads):
+        self.plan.run((x, gy, gw), threads)
