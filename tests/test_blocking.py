@@ -215,3 +215,9 @@ def test_how_weights_are_read():
     assert weights.how(weights.order(512, 1, 128, 256, (0,))[1], 64, 2, 16) == "gather"
     assert weights.how(weights.order(64, 3, 14, 9, tuple(range(9)))[1], 9, 576, 16) == "gather"
     assert weights.how(weights.order(1, 3, 1, 1, tuple(range(9)))[1], 1, 9, 4) == "load"
+
+
+@pytest.mark.parametrize(("pixels", "longest"), [(7 * 7, 32), (13 * 13, 56), (14 * 14, 65), (28 * 28, 128), (8 * 14 * 14, 128)])
+def test_few_pixels_are_summed_in_several_chains(pixels, longest):
+    """One of most of them rounds more than PyTorch's sums do."""
+    assert blocking.near(pixels) == longest

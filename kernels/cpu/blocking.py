@@ -69,8 +69,10 @@ FEW_WEIGHTS, SLICES = 1 << 18, 4
 channels each pack all of x.  Four times as many where each slice has an image: 1x1 of 576 channels of 7x7 to 160, a batch of 8, on two
 threads 231 us so and 204; of one image 63 us so, and 76, as it is one slice."""
 
-NEAR = 128
-"""Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles."""
+NEAREST_SUM, NEAR = 32, 128
+"""Pixels that a tile of a weight gradient sums before the next takes its turn: so many of gy, 128 bytes each, stay in L1 for all tiles.
+Fewer where there are few in all, as a chain of most of them rounds more than PyTorch's: 3x3 of 256 channels of one map of 13x13 to 384 was
+off by 2.5 times as much so, by a third of them 1.9 times."""
 
 SEGMENT = 512
 """Pixels of planes, at most, whose products are summed in registers, and of planes that are multiplied as they lie at least: the lanes are
@@ -233,6 +235,11 @@ def product_rows(rows, taps, along):
 def pixels_together(count):
     """Of so many outputs in a row, how many a tile of depthwise convolution has."""
     return max(1, -(-count // -(-count // DEPTHWISE))) if count > 0 else 1
+
+
+def near(pixels):
+    """So many of all."""
+    return min(NEAR, max(NEAREST_SUM, pixels // 3))
 
 
 def few_weights(bytes_, images):

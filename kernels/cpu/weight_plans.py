@@ -101,6 +101,7 @@ class WeightGradient:
         chunks, count = -(-blocks // per), -(-height.outputs // bands.rows)
         slices = min(blocking.SLICES, problem.images * depth.outputs * count) if few else 1
         self.sums = slices * problem.groups * blocks * each
+        near = blocking.near(problem.images * depth.outputs * height.outputs * width.outputs)
         xn, xc, *_, xw = problem.x_strides
         yn, yc, *_, yw = problem.y_strides
         sizes = (
@@ -109,7 +110,7 @@ class WeightGradient:
             *(depth.outputs, height.outputs, width.outputs, bands.rows, count),
             *(len(planes), Q, RQ, columns, low, width.size, width.step, xn, xc, xw, yn, yc, yw),
             *(rowstep, pitch, gy_panel, self.panel, len(runs), length, tiles),
-            *(max(1, blocking.NEAR // width.outputs), slices, problem.groups, x_pitch),
+            *(max(1, near // width.outputs), slices, problem.groups, x_pitch),
         )
         worker = nests.backward(dtype, lanes, tile.pixels, tile.cols, problem.channels_last)
         self.plan = Plan(worker, slices * problem.groups * chunks, sizes, True)
