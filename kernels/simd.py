@@ -401,12 +401,6 @@ def total(tyctx, x):
 
 
 @intrinsic
-def first_lane(tyctx, x):
-    """Lane 0 as a scalar."""
-    return x.dtype(x), lambda ctx, b, sig, args: b.extract_element(args[0], ir.Constant(I32, 0))
-
-
-@intrinsic
 def like(tyctx, x, value):
     """The scalar ``value`` in every lane of a Vec like x."""
 
@@ -810,26 +804,6 @@ def store_across(tyctx, y, origins, first, at, vecs):
 
     if number(y.dtype) == vec.dtype and vecs.count == 4:
         return types.void(y, origins, types.int64, types.int64, vecs), codegen
-
-
-@intrinsic(prefer_literal=True)
-def gather(tyctx, x, base, indices, at, lanes):
-    """Lane i is x[base + indices[at + i]]; indices are int64."""
-    vec = Vec(number(x.dtype), lanes.literal_value)
-
-    def codegen(ctx, b, sig, args):
-        pointer, base, indices, at, _ = args
-        raw = _stored(vec, x.dtype)
-        places = _load_whole(b, _at(b, indices, at), Vec(types.int64, vec.lanes), types.int64)
-        size = _constant(vec.lanes, I64, [_bytes(raw)] * vec.lanes)
-        origin = _broadcast(b, b.ptrtoint(_at(b, pointer, base), I64), vec.lanes)
-        addresses = b.inttoptr(b.add(origin, b.mul(places, size)), ir.VectorType(pointer.type, vec.lanes))
-        everywhere = ir.Constant(_mask_ir(vec.lanes), [1] * vec.lanes)
-        name = f"llvm.masked.gather.{_intrinsic_suffix(raw)}.v{raw.lanes}p0"
-        value = _call_llvm(b, name, _vec_ir(raw), [addresses, ir.Constant(I32, _bytes(raw)), everywhere, ir.Constant(_vec_ir(raw), None)])
-        return _widened(b, value, x.dtype, vec)
-
-    return vec(x, types.int64, indices, types.int64, lanes), codegen
 
 
 @intrinsic
