@@ -51,8 +51,10 @@ def forward(dtype, lanes, pixels, along, across, after):
 
     Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see depthwise_plans.py, the last of which says how far
     behind an output row's first element to ask for what the next one reads anew, or 0 (us, a batch of 8, so and not: 3x3 of 32x112x112
-    1,410 and 1,740, of 144x56x56 1,350 and 1,640, with steps of 2 96x112x112 2,060 and 2,750); the activation's parameters."""
+    1,410 and 1,740, of 144x56x56 1,350 and 1,640, with steps of 2 96x112x112 2,060 and 2,750), and whether to ask for what the next tile
+    writes (so and not, of 32x112x112 880 and 1,150, of 144x56x56 920 and 1,310); the activation's parameters."""
     real, P, K, L, products, ask = number(dtype), pixels, along, lanes, pixels * along, ahead.asking(dtype)
+    ask_to_write = ahead.asking(dtype, True)
     part = P * max(1, across) ** 2  # of a channel of x, what a tile reads that no row above it did
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
@@ -128,6 +130,7 @@ def forward(dtype, lanes, pixels, along, across, after):
                     sizes = KH, M, xw, yw, c * (T + 1)
                     if far > 0 and many:
                         ask(x, row + far + ow * new + c * part, L * part)
+                        ask_to_write(y, to + P * yw + c * P, P * L)
                     if many and c + L <= C:
                         several(x, w, y, at + c, to + c, taps, spans, sizes, p)
                     else:
