@@ -382,7 +382,7 @@ def add_dots(tyctx, tile, w, rows, w_at, x, cols, x_at, inside):
 
 def _totals(b, vecs, lanes):
     """Lane i: the sum of the lanes of the i-th of ``lanes`` vectors.  30 shuffles and 15 additions for 16, where one after the other would
-    take 60 of each."""
+    take 64 of each."""
     if lanes == 2:
         return b.fadd(*(b.shuffle_vector(*vecs, _constant(2, I32, picks)) for picks in ((0, 2), (1, 3))))
 

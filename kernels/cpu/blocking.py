@@ -238,7 +238,7 @@ def pixels_together(count):
 
 
 def near(pixels):
-    """So many of all."""
+    """How many pixels, of so many in all, a tile of a weight gradient sums before the next takes its turn."""
     return min(NEAR, max(NEAREST_SUM, pixels // 3))
 
 

@@ -37,6 +37,18 @@ AHEAD = 8
 """Pixels ahead for which x is asked for."""
 
 
+@jitable
+def _keep(found, i, args):
+    """The i-th register to y[to + i * step], under a mask unless it is ``whole``; of so many."""
+    y, to, step, count, whole, mask = args
+    if i < count:
+        if whole:
+            store(y, to + i * step, phase(found, i))
+        else:
+            store_masked(y, to + i * step, phase(found, i), mask)
+    return found
+
+
 @functools.cache
 def _by_pixel_from_planes(dtype, lanes):
     """(x, at, xc, xw, panel, to, channels, pitch, first, width, W): a row of contiguous maps, pixel by pixel; pitch: a pixel's numbers."""
@@ -46,16 +58,6 @@ def _by_pixel_from_planes(dtype, lanes):
     def channel(rows, i, args):
         x, at, step, left, mask, zero = args
         return with_phase(rows, i, load_masked(x, at + i * step, mask, zero) if i < left else zero)
-
-    @jitable
-    def keep(found, i, args):
-        panel, to, pitch, pixels, whole, mask = args
-        if i < pixels:
-            if whole:
-                store(panel, to + i * pitch, phase(found, i))
-            else:
-                store_masked(panel, to + i * pitch, phase(found, i), mask)
-        return found
 
     @jitable
     def pack(x, at, xc, xw, panel, to, channels, pitch, first, width, W):
@@ -70,7 +72,7 @@ def _by_pixel_from_planes(dtype, lanes):
                     continue
                 found = unroll(channel, L, repeat(zero, L), (x, at + c * xc + first + j, xc, channels - c, mask, zero))
                 ends = between(c, 1, 0, pitch, L)
-                unroll(keep, L, columns(found), (panel, to + j * pitch + c, pitch, width - j, c + L <= pitch, ends))
+                unroll(_keep, L, columns(found), (panel, to + j * pitch + c, pitch, width - j, c + L <= pitch, ends))
 
     return pack
 
@@ -157,16 +159,6 @@ def ordered(dtype, lanes, block):
             value = value + load(sums, first + s * apart, L)
         return with_phase(rows, i, value)
 
-    @jitable
-    def keep(found, c, args):
-        gw, to, size, channels, whole, mask = args
-        if c < channels:
-            if whole:
-                store(gw, to + c * size, phase(found, c))
-            else:
-                store_masked(gw, to + c * size, phase(found, c), mask)
-        return found
-
     def kernel(args, start, stop):
         gw, sums, sources = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, int64)
         size, OC, blocks, each, slices, apart = integers(args, 3, 6)
@@ -178,6 +170,6 @@ def ordered(dtype, lanes, block):
                 mask = between(j, 1, 0, size, L)
                 for c in range(0, min(B, OC - first), L):
                     rows = unroll(total, L, repeat(zero, L), (sums, at + c, sources, j, slices, apart))
-                    unroll(keep, L, columns(rows), (gw, to + c * size + j, size, OC - first - c, j + L <= size, mask))
+                    unroll(_keep, L, columns(rows), (gw, to + c * size + j, size, OC - first - c, j + L <= size, mask))
 
     return kernel
