@@ -14,6 +14,7 @@ from numba.cuda.extending import intrinsic
 
 from .. import arithmetic as shared
 from .. import number
+from ..pipeline import interned
 
 
 def where(condition, x, y):
@@ -120,9 +121,7 @@ def unit(bits, x):
     return type(x)(uint32(bits >> uint32(8))) * type(x)(2.0**-24)
 
 
-def device(function):
-    """A device function; a fresh copy each, for the CPU's cannot be compiled again."""
-    return cuda.jit(function, device=True)
+device = interned(cuda.jit(device=True))
 
 
 WORDS = {word.__name__: globals()[word.__name__] for word in number.WORDS}
