@@ -467,3 +467,27 @@ def test_results_are_the_same_past_the_caches(kind, shape, layout, monkeypatch):
             plan.cache_clear()
     for found, expected in zip(past, through, strict=True):
         assert all(map(torch.equal, found, expected))
+
+
+MAPS = {  # name -> x made such: what a quick look at a plane's largest element may not get wrong
+    "normal": lambda x: x,
+    "nan": lambda x: torch.where(torch.rand_like(x) < 0.01, math.nan, x),
+    "infinite": lambda x: torch.where(torch.rand_like(x) < 0.01, -math.inf, x),
+    "all-infinite": lambda x: torch.full_like(x, math.inf).copysign(x[:, :1, :1, :1]),
+    "zeros": lambda x: torch.zeros_like(x).copysign(x),
+    "no-negative-zero": lambda x: torch.zeros_like(x),
+    "none-below-0": lambda x: x.relu().copysign(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("content", MAPS)
+@pytest.mark.parametrize("shape", [(2, 40, 7, 7), (16, 16, 13, 14), (3, 5, 32, 32), (1, 2, 40, 41)], ids=str)
+@pytest.mark.parametrize("pool", [F.global_max_pool2d, F.global_min_pool2d], ids=["max", "min"])
+def test_a_map_without_its_places(pool, shape, content, dtype):
+    """Without a gradient a plane's elements are looked at as if none were NaN, and its zeros had one sign: the bits are the same."""
+    x = MAPS[content](torch.randn(shape)).to(dtype)
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[x.element_size()]
+    expected = pool(x.clone().requires_grad_()).detach()
+    for inside in (x, torch.cat([x, x], 1)[:, : shape[1]]):
+        assert torch.equal(pool(inside).view(bits), expected.view(bits))

@@ -91,6 +91,8 @@ class Choice(NamedTuple):
     jobs: int
     sizes: tuple
     tables: Any = ()
+    streams: bool = False
+    """Of all that it reads next to nothing is made or written."""
 
 
 class Asked(NamedTuple):
@@ -556,7 +558,7 @@ def _whole_map_forward(asked):
     group = whole_map.group(kind, saves, lanes, channels, sizes[2])
     arguments = channels, *sizes, sn, *steps, sizes[0] == sizes[1] == 1
     constants = kind, dtype, kept, saves, lanes, group, whole_map.asks(kind, saves, _elements(*geometry.shape) * itemsize(dtype))
-    return Choice(whole_map.forward, constants, n * -(-channels // (group * lanes)), arguments)
+    return Choice(whole_map.forward, constants, n * -(-channels // (group * lanes)), arguments, streams=True)
 
 
 def _whole_map_backward(asked):
@@ -618,7 +620,8 @@ def _whole_plane_forward(asked):
         return None
     together = whole_plane.TOGETHER if length <= whole_plane.SMALL and n * channels >= whole_plane.TOGETHER * JOBS else 1
     constants = kind, dtype, kept, saves, lanes, together
-    return Choice(whole_plane.forward, constants, -(-n * channels // together), (n * channels, channels, sn, sc, length))
+    sizes = n * channels, channels, sn, sc, length
+    return Choice(whole_plane.forward, constants, -(-n * channels // together), sizes, streams=True)
 
 
 def _bins_forward(asked):
