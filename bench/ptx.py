@@ -10,6 +10,7 @@ NaNs' bits.  ex2, lg2, sin and cos are numpy's, and what PTX calls approximate i
 """
 
 import ctypes
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class Instruction(NamedTuple):
     """Its parts: ("ld", "global", "f32")."""
     operands: tuple[str, ...]
     text: str
+    name: str
+    """The opcode as it is written: "ld.global.f32"."""
 
     @property
     def type(self):
@@ -110,7 +113,7 @@ class Program:
             negated, predicate, opcode, operands = found.groups()
             self.instructions.append(
                 Instruction(
-                    predicate and self._seen(predicate), bool(negated), tuple(opcode.split(".")), _split(self._seen(operands)), line
+                    predicate and self._seen(predicate), bool(negated), tuple(opcode.split(".")), _split(self._seen(operands)), line, opcode
                 )
             )
 
@@ -307,12 +310,16 @@ class _Visitors:
 
     def unordered(self, at, threads, blocks, epochs):
         """Where another thread was, and no barrier of its block and this one's was since."""
+        return self._unordered(self.block[at], at, threads, blocks, epochs)
+
+    def _unordered(self, block, at, threads, blocks, epochs):
         last = self.thread[at]
-        return (last != NOBODY) & (last != threads) & ((self.block[at] != blocks) | (self.epoch[at] >= epochs))
+        others = (last != NOBODY) & (last != threads)
+        return others & ((block != blocks) | (self.epoch[at] >= epochs)) if others.any() else others
 
     def add(self, at, threads, blocks, epochs):
         block = self.block[at]
-        alone = ~self.unordered(at, threads, blocks, epochs)
+        alone = ~self._unordered(block, at, threads, blocks, epochs)
         thread = np.where(alone, threads, SEVERAL)
         block = np.where(alone | (block == blocks), blocks, SEVERAL)
         self.thread[at], self.block[at], self.epoch[at] = thread, block, epochs
@@ -447,13 +454,16 @@ class _Launch:
     def read(self, name, dtype):
         """An operand's numbers of the threads that run; one for all, if it is a constant."""
         dtype = TYPES[dtype] if isinstance(dtype, str) else dtype
-        if name in self.program.registers:
+        held = self.registers.get(name)
+        if held is not None:
+            value = held[self.at]
+        elif name in self.program.registers:
             value = self._register(name)[self.at]
         elif name in self.special:
             value = self.special[name][self.at]
         else:
             value = self._constant(name, dtype)
-        if value.dtype == bool or value.dtype == dtype:
+        if value.dtype == dtype or value.dtype == bool:
             return value
         unsigned = np.dtype(UNSIGNED[dtype.itemsize]) if dtype.kind != "b" else dtype
         return value.astype(unsigned).view(dtype) if value.itemsize != dtype.itemsize else value.view(dtype)
@@ -494,7 +504,8 @@ class _Launch:
     def reach(self, instruction, address, size, kind, atomic=False):
         """(the space's bytes, where in them each lane's are), after all that there is to check, counted."""
         text, lanes = instruction.text, self.lanes
-        address = np.broadcast_to(address, lanes.shape)
+        if address.size != lanes.size:
+            address = np.broadcast_to(address, lanes.shape)
         space = next((part for part in instruction.opcode if part in ("global", "shared", "local", "const")), None)
         if space is None:
             space = "local" if (address >= LOCAL).all() else "shared" if (address >= SHARED).all() else "global"
@@ -514,7 +525,8 @@ class _Launch:
             every = np.add.outer(at, np.arange(size)).ravel()
             if (kind != "st" or atomic) and not held.written[every].all():
                 raise PTXError(f"memory is read that nobody has written: {text}")
-            held.written[every] = True
+            if kind == "st":
+                held.written[every] = True
             blocks = self.block[lanes]
             held.check("atom" if atomic else kind, at, size, lanes, blocks, self.epoch[blocks], text)
         if space == "global":
@@ -585,7 +597,7 @@ class _Launch:
             instruction = instructions[pc]
             name = instruction.opcode[0]
             self.counters.warp_instructions += warps
-            self.counters.by_opcode[".".join(instruction.opcode)] += warps
+            self.counters.by_opcode[instruction.name] += warps
             self.lanes, self.at = lanes, every
             taken = None
             if instruction.predicate:
@@ -656,7 +668,7 @@ def _load(m, i):
     target, source = i.operands
     if "param" in i.opcode:
         value = m.parameters[_parameter(source)]
-        return m.write(target, np.broadcast_to((value if value.size == 1 else value[m.at]).view(i.type), m.lanes.shape))
+        return m.write(target, (value if value.size == 1 else value[m.at]).view(i.type))
     memory, place = m.reach(i, m.address(source), _width(i) * i.type.itemsize, "ld")
     for k, register in enumerate(_listed(target)):
         m.write(register, _at(memory, place + k * i.type.itemsize, i.type))
@@ -759,6 +771,12 @@ _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 TOWARDS = {"rz": 0, "rm": -np.inf, "rp": np.inf}
 
 
+@functools.cache
+def _towards(opcode):
+    """Where an opcode rounds to; None: to the nearest."""
+    return next((TOWARDS[part] for part in opcode if part in TOWARDS), None)
+
+
 def _flushed(value, i):
     """Subnormal float32 as zero, where an opcode says so."""
     if value.dtype == np.float32 and "ftz" in i.opcode:
@@ -774,7 +792,7 @@ def _given(m, i, name, dtype=None):
 def _rounded(value, i, dtype):
     """Float64, or what rounds like the exact value, in a float type by an opcode's direction."""
     found = value.astype(dtype)
-    towards = next((TOWARDS[part] for part in i.opcode if part in TOWARDS), None)
+    towards = _towards(i.opcode)
     if towards is None:
         return found
     past = found > value if towards < 0 else found < value if towards > 0 else np.abs(found) > np.abs(value)
@@ -834,6 +852,11 @@ def _fused(x, y, z, i):
         return (x.astype(np.longdouble) * y + z).astype(np.float64)
     product, dtype, z = x.astype(np.float64) * y, x.dtype, z.astype(np.float64)
     total = product + z
+    if dtype == np.float32 and _towards(i.opcode) is None:
+        # Rounded twice is not rounded once only where the first ends half way between two numbers; subnormal ones lie elsewhere.
+        half_way = total.view(np.int64) & 0x1FFFFFFF == 0x10000000
+        if not (half_way | (np.abs(total) < np.finfo(np.float32).tiny) & (total != 0)).any():
+            return total.astype(np.float32)
     part = total - product
     lost = (product - (total - part)) + (z - part)
     bits = np.ascontiguousarray(total).view(np.int64)
@@ -917,9 +940,9 @@ def _binary(m, i):
 @operation("fma", "mad")
 def _multiply_add(m, i):
     target, *rest = i.operands
-    x, y = (np.broadcast_to(_given(m, i, operand), m.lanes.shape) for operand in rest[:2])
+    x, y = _given(m, i, rest[0]), _given(m, i, rest[1])
     if i.type.kind == "f":
-        value = _fused(x, y, np.broadcast_to(_given(m, i, rest[2]), m.lanes.shape), i)
+        value = _fused(x, y, _given(m, i, rest[2]), i)
     else:
         value = _product(x, y, i)
         value = value + m.read(rest[2], value.dtype)
