@@ -707,8 +707,16 @@ def conv_pooled(
     window: tuple[str, Any, Any, Any],
     kept: convolution.Kept | None = None,
 ) -> torch.Tensor:
-    """``conv_pool2d``; ``kept``: packed weights, for a call without ``affine``."""
-    caller = "conv_pool2d"
+    """``conv_pool2d``; ``kept``: packed weights and the last call, for one without ``affine``."""
+    caller, asked = "conv_pool2d", None
+    if (
+        kept is not None and affine is None and (activation is None or isinstance(activation, (str, Applied)))
+    ):  # a module's numbers may change
+        asked = geometry, activation, window
+        y = remembered(kept, asked, input, weight, bias)
+        if y is not None:
+            assert kept.last is not None
+            return y if kept.last.then is None else _pooled(y, kept.last.then)
     name, kernel_size, step, pad = window
     if name not in _ASKED:
         raise ValueError(f"{caller}: pool must be one of {', '.join(_POOLS)}, got {name!r}")
@@ -723,8 +731,8 @@ def conv_pooled(
     if scale is not None:
         bias, kept = shift if bias is None else torch.addcmul(shift, bias, scale), None
     after: Any = steps[0] if steps else None
-    y = convolution.pooled(input, weight, bias, op, after, scale, pooling, kept)
-    return _pooled(convolution.forward(input, weight, bias, op, after, scale, kept), pooling) if y is None else y
+    y = convolution.pooled(input, weight, bias, op, after, scale, pooling, kept, asked)
+    return _pooled(convolution.forward(input, weight, bias, op, after, scale, kept, asked, pooling), pooling) if y is None else y
 
 
 def remembered(

@@ -163,6 +163,50 @@ def test_packed_weights_are_kept_until_they_change(in_one):
     torch.testing.assert_close(run(), reference(x, w, b, {}, "max", (2,)))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_last_call_is_remembered_for_what_it_was(apart, request, monkeypatch):
+    """What was asked, of which tensors: a call that differs in anything is not taken for it, and one that does not is."""
+    if not apart:
+        request.getfixturevalue("in_one")
+    x, w, b = tensors((1, 4, 20, 20), (16, 4, 3, 3))
+    other, slopes, kept = torch.randn_like(w), nn.LeakyReLU(0.1), convolution.Kept()
+
+    def run(x=x, w=w, b=b, geometry=(1, 0, 1, 1), act="relu", window=("max", 2, None, 0)):
+        found = F.conv_pooled(x, w, b, geometry, None, act, window, kept)
+        arguments = dict(zip(("stride", "padding", "dilation", "groups"), geometry, strict=True))
+        module = {"relu": nn.ReLU(), None: nn.Identity()}.get(act, act)
+        expected = reference(x, w, b, arguments, window[0], window[1:], module)
+        torch.testing.assert_close(found, expected)
+        return found
+
+    run()
+    assert kept.last is not None
+    assert (kept.last.then is None) is not apart
+    prepared = []
+    monkeypatch.setattr(convolution, "called", lambda *args, plain=convolution.called: prepared.append(args) or plain(*args))
+    run()
+    assert not prepared
+    for change in (
+        {"x": torch.randn(1, 4, 20, 22)},
+        {"x": x.contiguous(memory_format=torch.channels_last)},
+        {"x": x.double(), "w": w.double(), "b": None},
+        {"w": other},
+        {"b": None},
+        {"geometry": (2, 0, 1, 1)},
+        {"act": None},
+        {"act": slopes},
+        {"window": ("avg", 2, None, 0)},
+        {"window": ("max", 3, 2, 1)},
+    ):
+        run(**change)
+        assert prepared, change
+        run()
+        prepared.clear()
+    slopes.negative_slope = 0.5
+    run(act=slopes)
+    assert run(x=x.requires_grad_()).requires_grad
+
+
 def test_errors():
     x, w, b = tensors((1, 4, 8, 8), (16, 4, 3, 3))
     with pytest.raises(ValueError, match=r"^conv_pool2d: pool must be one of max, avg, min, got 'l2'"):
