@@ -709,9 +709,8 @@ def conv_pooled(
 ) -> torch.Tensor:
     """``conv_pool2d``; ``kept``: packed weights and the last call, for one without ``affine``."""
     caller, asked = "conv_pool2d", None
-    if (
-        kept is not None and affine is None and (activation is None or isinstance(activation, (str, Applied)))
-    ):  # a module's numbers may change
+    # The numbers of an activation that is a module may change.
+    if kept is not None and affine is None and (activation is None or isinstance(activation, (str, Applied))):
         asked = geometry, activation, window
         y = remembered(kept, asked, input, weight, bias)
         if y is not None:

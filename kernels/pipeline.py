@@ -50,7 +50,8 @@ def _exactly(constant):
 def interned(jit):
     """``jit``, which is given a function once: another of the same code over the same constants is the same.
 
-    A factory of kernels makes its small functions anew for each kernel, and of two kernels of a kind half are the same.
+    A factory of kernels makes its small functions anew for each kernel, and of two kernels of a kind half are the same.  They are kept:
+    20 MB of 115 kernels' 600.
     """
     known = {}
 
