@@ -342,8 +342,8 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Remembered(NamedTuple):
-    """A module's call, for the next if that is of the same shapes, strides, dtype and parameters: 18 us of Python become 10, with a pooling
-    behind it 22 become 15."""
+    """A module's call, for the next if that is of the same shapes, strides, dtype and parameters: 18 us of Python become 10.  With
+    a pooling behind it, of 3x32x32 to 64, 38.7 us in all 29.4."""
 
     asked: Any
     weight: torch.Tensor
@@ -397,27 +397,32 @@ def forward(
     here = called(op, x, weight)
     if here.empty:
         return backend.empty(x, here.out, here.out_strides)
-    plan, name = here.forward(after), backend.name_of(_computed(x.dtype))
-    run = _Run(plan, tuple(here.kernels.bits(value, name) for value in after.parameters) if after else ())
-    if kept is None:
-        return run(x.contiguous() if here.copies else x, packed(plan, weight, bias, scale), here)
-    return _kept_run(run, x, weight, bias, here, kept, asked, then)
+    return _run(here.forward(after), after, x, weight, bias, scale, here, kept, asked, then)
 
 
-def _kept_run(
-    run: _Run,
+def _run(
+    plan: Any,
+    after: Applied | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
     here: Call,
-    kept: Kept,
+    kept: Kept | None,
     asked: Any,
     then: Pooling | None = None,
 ) -> torch.Tensor:
-    entry = kept.get(run.plan, weight, bias)
-    if asked is not None:
-        kept.last = None if here.copies or entry.key is None else Remembered(asked, weight, bias, _of(x), here, run, entry, then)
-    return run(x.contiguous() if here.copies else x, entry.packed, here)
+    """What ``plan`` makes of x, in a tensor as ``here`` says; the rest as for ``forward``."""
+    name = backend.name_of(_computed(x.dtype))
+    run = _Run(plan, tuple(here.kernels.bits(value, name) for value in after.parameters) if after else ())
+    if kept is None:
+        ready = packed(plan, weight, bias, scale)
+    else:
+        entry = kept.get(plan, weight, bias)
+        ready = entry.packed
+        if asked is not None:
+            kept.last = None if here.copies or entry.key is None else Remembered(asked, weight, bias, _of(x), here, run, entry, then)
+    return run(x.contiguous() if here.copies else x, ready, here)
 
 
 def pooling_plan(here: Call, after: Applied | None, pooling: Pooling) -> tuple[Any, Ints]:
@@ -447,17 +452,13 @@ def pooled(
     kept: Kept | None = None,
     asked: Any = None,
 ) -> torch.Tensor | None:
-    """``forward`` and a pooling of it in one launch, ``kept`` without a scale; None where the two are taken one by one."""
+    """``forward`` and a pooling of it in one launch; None where the two are taken one by one."""
     here = called(op, x, weight)
     plan, out = pooling_plan(here, after, pooling)
     if plan is None:
         return None
-    name = backend.name_of(_computed(x.dtype))
-    run = _Run(plan, tuple(here.kernels.bits(value, name) for value in after.parameters) if after else ())
     to = replace(here, out=out, out_strides=backend.dense_strides(out, op.rank, here.last))
-    if kept is None:
-        return run(x.contiguous() if here.copies else x, packed(plan, weight, bias, scale), to)
-    return _kept_run(run, x, weight, bias, to, kept, asked)
+    return _run(plan, after, x, weight, bias, scale, to, kept, asked)
 
 
 def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, here: Call) -> torch.Tensor:

@@ -100,8 +100,9 @@ def _is_data(kind):
     return isinstance(kind, types.Type) and not isinstance(kind, types.Callable)
 
 
-def reduced(core, translate, lower):
-    """(state) -> the pass managers of a compiler of the package ``core``: ``numba.core``, or its twin in numba-cuda, of the same names.
+def reduced(core, translate):
+    """(state, *lower) -> the pass managers of a compiler of the package ``core``: ``numba.core``, or its twin in numba-cuda, of the same
+    names.
 
     ``translate`` is the pass that reads bytecode, ``lower`` are those that make LLVM's code of typed functions.
     """
@@ -175,7 +176,7 @@ def reduced(core, translate, lower):
         WithoutPhis,
     )
 
-    def managers(state):
+    def managers(state, *lower):
         manager = Manager("kernel")
         for step in (*front, *lower):
             manager.add_pass(step, step.__name__)
@@ -251,7 +252,7 @@ class _PartLowering(typed_passes.BaseNativeLowering):
         state.library = _Unoptimised(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
-        state.cr.fndesc.typemap = state.cr.fndesc.calltypes = None
+        state.cr.fndesc.typemap = state.cr.fndesc.calltypes = None  # nobody asks again, and interned functions are kept
         key = [].append  # callers find the function by its entry point, which must be a builtin and is never called
         state.targetctx.insert_user_function(key, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=key)
@@ -269,19 +270,18 @@ class _WholeLowering(typed_passes.BaseNativeLowering):
         return super().run_pass(state)
 
 
-_PART = reduced("numba.core", untyped_passes.TranslateByteCode, (_PartLowering, typed_passes.NoPythonBackend))
-_WHOLE = reduced("numba.core", untyped_passes.TranslateByteCode, (_WholeLowering, typed_passes.NoPythonBackend))
+_passes = reduced("numba.core", untyped_passes.TranslateByteCode)
 
 
 class Part(CompilerBase):
     """Of a function that is inlined into others: it cannot be called from Python."""
 
     def define_pipelines(self):
-        return _PART(self.state)
+        return _passes(self.state, _PartLowering, typed_passes.NoPythonBackend)
 
 
 class Whole(CompilerBase):
     """Of a worker."""
 
     def define_pipelines(self):
-        return _WHOLE(self.state)
+        return _passes(self.state, _WholeLowering, typed_passes.NoPythonBackend)

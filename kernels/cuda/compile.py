@@ -30,8 +30,8 @@ def _passes():
     from numba.cuda import compiler
     from numba.cuda.core.typed_passes import IRLegalization
 
-    lower = IRLegalization, compiler.CreateLibrary, compiler.CUDANativeLowering, compiler.CUDABackend
-    return reduced("numba.cuda.core", compiler.CUDATranslateBytecode, lower)
+    passes = reduced("numba.cuda.core", compiler.CUDATranslateBytecode)
+    return lambda state: passes(state, IRLegalization, compiler.CreateLibrary, compiler.CUDANativeLowering, compiler.CUDABackend)
 
 
 def capability(device):
