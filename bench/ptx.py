@@ -1,8 +1,9 @@
 """Executes PTX, the very text that reaches a GPU's driver, on numpy: every thread of a launch in lock step.
 
 The threads with the smallest program counter go first, a basic block at a time, so that they always meet again after a branch.  On the way
-it refuses what a GPU would let pass or not: access outside an allocation or misaligned, memory read before it was written, two threads at
-one byte without a barrier between them, a barrier that not all reach.  It counts warp instructions, 32-byte sectors and bank conflicts.
+it refuses what a GPU would let pass or not: access misaligned or outside the allocations that the arguments are in, memory read before it
+was written, two threads at one byte without a barrier between them, a barrier that not all reach.  It counts warp instructions, 32-byte
+sectors and bank conflicts.
 
 A barrier orders a block's threads, nothing orders blocks; an atomic is in no race with another, or with a read (a loop of compare and swap
 begins with one).  Not modelled: weak ordering of memory, barriers of a warp or of some threads, spin locks, textures, tensor cores, time,
@@ -10,6 +11,7 @@ NaNs' bits.  ex2, lg2, sin and cos are numpy's, and what PTX calls approximate i
 """
 
 import ctypes
+import dataclasses
 import functools
 import re
 from collections import Counter
@@ -19,6 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WARP, SECTOR, BANKS, WORDS = 32, 32, 32, 1 << 20
+ALIGNED = 16
+"""Bytes: no access is wider."""
+TINY = float(np.finfo(np.float32).tiny)
+"""The least float32 that is not subnormal."""
 GRID = 2**31 - 1, 65535, 65535
 SHARED, LOCAL = 1 << 60, 1 << 61
 """Where generic addresses of shared and of local memory begin: no host's address is as large."""
@@ -36,11 +42,12 @@ class PTXError(Exception):
     """What a program may not do, or this executor cannot."""
 
 
-class Instruction(NamedTuple):
-    """One line of a program."""
+@dataclasses.dataclass
+class Instruction:
+    """One line of a program; what its every execution asks is found at its first."""
 
     predicate: str | None
-    negated: bool
+    """With a "!" in front, where it must be false."""
     opcode: tuple[str, ...]
     """Its parts: ("ld", "global", "f32")."""
     operands: tuple[str, ...]
@@ -48,10 +55,41 @@ class Instruction(NamedTuple):
     name: str
     """The opcode as it is written: "ld.global.f32"."""
 
-    @property
+    @functools.cached_property
     def type(self):
         """The last part's dtype, which most go by."""
         return self.type_of(self.opcode[-1])
+
+    @functools.cached_property
+    def width(self):
+        """Numbers of a load or a store."""
+        return next((int(part[1]) for part in self.opcode if part in ("v2", "v4")), 1)
+
+    @functools.cached_property
+    def space(self):
+        """Of memory; None: any, by the address."""
+        found = next((part for part in self.opcode if part in ("global", "shared", "local", "const")), None)
+        return "global" if found == "const" else found
+
+    @functools.cached_property
+    def towards(self):
+        """Where it rounds to; None: to the nearest."""
+        return next((TOWARDS[part] for part in self.opcode if part in TOWARDS), None)
+
+    @functools.cached_property
+    def flushes(self):
+        return "ftz" in self.opcode
+
+    @functools.cached_property
+    def saturates(self):
+        return "sat" in self.opcode
+
+    @functools.cached_property
+    def handler(self):
+        """What executes it."""
+        if self.opcode[0] not in OPERATIONS or not ABSENT.isdisjoint(self.opcode):
+            raise PTXError(f"no such operation here: {self.text}")
+        return OPERATIONS[self.opcode[0]]
 
     def type_of(self, part):
         if part not in TYPES:
@@ -64,6 +102,7 @@ def _split(text):
     return tuple(part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if part.strip())
 
 
+@functools.cache
 def _immediate(text, dtype):
     """A number written in an instruction, as bits of ``dtype`` if it is whole."""
     bits = re.fullmatch(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})", text)
@@ -89,7 +128,7 @@ class Program:
             self._add(" ".join(line.split()))
         self.targets = frozenset(self.labels.values())
         accesses = [i for i in self.instructions if i.opcode[0] in ("ld", "ldu", "st", "atom", "red") and "param" not in i.opcode]
-        self.smallest = min((i.type.itemsize for i in accesses), default=16)
+        self.smallest = min((i.type.itemsize for i in accesses), default=8)
         """Bytes that no access parts, as each is aligned."""
 
     def _add(self, line):
@@ -111,11 +150,8 @@ class Program:
             if found is None:
                 raise PTXError(f"no instruction: {line}")
             negated, predicate, opcode, operands = found.groups()
-            self.instructions.append(
-                Instruction(
-                    predicate and self._seen(predicate), bool(negated), tuple(opcode.split(".")), _split(self._seen(operands)), line, opcode
-                )
-            )
+            predicate = predicate and negated + self._seen(predicate)
+            self.instructions.append(Instruction(predicate, tuple(opcode.split(".")), _split(self._seen(operands)), line, opcode))
 
     def _declare(self, kind, names):
         if kind not in TYPES:
@@ -245,10 +281,15 @@ class Memory:
         self.allocations[added.address] = added
 
 
+def _firsts(numbers):
+    """Of numbers in order, which are not as the one before."""
+    return np.concatenate(([True], numbers[1:] != numbers[:-1]))
+
+
 def _unique(numbers):
     """numpy's, which goes by hashes and then sorts, takes three times as long for the few thousand of an instruction."""
     found = np.sort(numbers)
-    return found[np.concatenate(([True], found[1:] != found[:-1]))]
+    return found[_firsts(found)]
 
 
 class Access(NamedTuple):
@@ -265,22 +306,22 @@ class Access(NamedTuple):
 class Counters:
     """What a launch did."""
 
-    def __init__(self):
+    def __init__(self, size):
+        """``size``: bytes of global memory."""
         self.warp_instructions = 0
         self.by_opcode: Counter[str] = Counter()
         self.accesses: dict[str, Access] = {}
         self.bank_conflicts = 0
         """Rounds of shared memory beyond the first of each request."""
-        self._touched: dict[str, set[int]] = {"ld": set(), "st": set()}
+        self._touched = {kind: np.zeros(size // SECTOR + 1, bool) for kind in ("ld", "st")}
 
     def access(self, text, kind, size, warps, addresses):
-        """One more request, of each warp; addresses count from where each allocation begins."""
-        sectors = _unique(warps * (1 << 58) + addresses // SECTOR)
+        """One more request, of each warp, in their order; addresses count from where global memory begins."""
+        sectors = addresses // SECTOR
+        self._touched[kind][sectors] = True
         before = self.accesses.get(text, Access(kind, size, 0, 0, 0))
-        self.accesses[text] = Access(
-            kind, size, before.requests + _unique(warps).size, before.lanes + warps.size, before.sectors + sectors.size
-        )
-        self._touched[kind].update(_unique(addresses // SECTOR).tolist())
+        requests, sectors = int(np.count_nonzero(_firsts(warps))), _unique(warps * (1 << 40) + sectors).size
+        self.accesses[text] = Access(kind, size, before.requests + requests, before.lanes + warps.size, before.sectors + sectors)
 
     @property
     def sectors(self):
@@ -290,23 +331,22 @@ class Counters:
     @property
     def sectors_loaded(self):
         """Different ones: what memory must deliver."""
-        return len(self._touched["ld"])
+        return int(np.count_nonzero(self._touched["ld"]))
 
     @property
     def sectors_stored(self):
-        return len(self._touched["st"])
+        return int(np.count_nonzero(self._touched["st"]))
 
 
-NOBODY, SEVERAL = -1, -2
+NOBODY, SEVERAL = 0, -1
 
 
 class _Visitors:
-    """The thread that was last at each unit of bytes and is not yet ordered before all others; or that several were, of one block or
-    more."""
+    """The thread, counted from 1, that was last at each unit of bytes and is not yet ordered before all others; or that several were, of
+    one block or more."""
 
     def __init__(self, size):
-        self.thread, self.block = np.full(size, NOBODY, np.int32), np.full(size, NOBODY, np.int32)
-        self.epoch = np.zeros(size, np.int32)
+        self.thread, self.block, self.epoch = (np.zeros(size, np.int32) for _ in range(3))
 
     def unordered(self, at, threads, blocks, epochs):
         """Where another thread was, and no barrier of its block and this one's was since."""
@@ -329,26 +369,34 @@ class _Visitors:
 
 
 class _Space:
-    """A space of memory during a launch, as one array, what of it was written, and who was last at each unit of bytes."""
+    """A space of memory during a launch, as one array; of each unit of its bytes, whether it was written, and who was there last."""
 
     def __init__(self, size, unit):
-        self.bytes, self.written = np.zeros(size + 16, np.uint8), np.zeros(size + 16, bool)
+        self.bytes = np.zeros(-(-size // ALIGNED) * ALIGNED, np.uint8)
+        self.written = np.zeros(self.bytes.size // unit, bool)
         self.unit, self._visitors = unit, {}
 
     def check(self, kind, at, size, threads, blocks, epochs, text):
-        """PTXError where another thread was at one of ``size`` bytes since the last barrier, and one of the two writes.
+        """PTXError where bytes are read that nobody wrote, or where another thread was at one of ``size`` bytes since the last barrier,
+        and one of the two writes.
 
         ``kind``: "ld", "st" or "atom".
         """
         units = size // self.unit
-        at = np.add.outer(at // self.unit, np.arange(units)).ravel()
-        threads, blocks, epochs = (np.repeat(each, units) for each in (threads, blocks, epochs))
-        visit, clash = (at, threads, blocks, epochs), np.zeros(at.size, bool)
+        at = at // self.unit
+        if units > 1:
+            at = np.add.outer(at, np.arange(units)).ravel()
+            threads, blocks, epochs = (np.repeat(each, units) for each in (threads, blocks, epochs))
+        if kind != "st" and not self.written[at].all():
+            raise PTXError(f"memory is read that nobody has written: {text}")
+        if kind == "st":  # what an atomic operation changes was written before
+            self.written[at] = True
+        visit, clash = (at, threads + 1, blocks, epochs), np.zeros(at.size, bool)
         for other in {"ld": ("st",), "st": ("ld", "st", "atom"), "atom": ("st",)}[kind]:
             if other in self._visitors:
                 clash |= self._visitors[other].unordered(*visit)
         if kind not in self._visitors:
-            self._visitors[kind] = _Visitors(self.bytes.size // self.unit + 1)
+            self._visitors[kind] = _Visitors(self.written.size)
         visitors = self._visitors[kind]
         visitors.add(*visit)
         if kind == "st":
@@ -387,7 +435,7 @@ def _argument(kind, value):
 
 class _Launch:
     def __init__(self, kernel, grid, block, arguments, memory, dynamic_shared):
-        self.kernel, self.program, self.counters = kernel, kernel.program, Counters()
+        self.kernel, self.program = kernel, kernel.program
         self.parameters = {name: _argument(kind, value) for (kind, name), value in zip(kernel.parameters, arguments, strict=True)}
         threads = block[0] * block[1] * block[2]
         blocks = grid[0] * grid[1] * grid[2]
@@ -415,20 +463,22 @@ class _Launch:
         self.special = {name: value.astype(np.uint32) for name, value in self.special.items()}
         self.registers = {}
         self.unit = min(program.smallest for program in (kernel.program, *(f.program for f in kernel.functions.values())))
-        self._lay_out(memory)
+        self._lay_out(memory, arguments)
+        self.counters = Counters(self.global_memory.bytes.size)
         self.shared_size = kernel.shared_bytes + dynamic_shared
         self.spaces = {
             "global": self.global_memory,
-            "shared": _Space(blocks * self.shared_size, self.unit),
+            "shared": _Space(blocks * -(-self.shared_size // ALIGNED) * ALIGNED, self.unit),
             "local": _Space(self.count * kernel.local_bytes, self.unit),
         }
         self.epoch = np.zeros(blocks, np.int64)
         self.pc, self.waits = np.zeros(self.count, np.int64), np.zeros(self.count, bool)
         self.lanes = self.at = None
 
-    def _lay_out(self, memory):
-        """Allocations one behind the other, with guards between, and constants of the program."""
+    def _lay_out(self, memory, arguments):
+        """The allocations that the arguments are in, one behind the other, with guards between, and constants of the program."""
         held = [memory.allocations[address] for address in sorted(memory.allocations)]
+        held = [a for a in held if any(a.address <= argument < a.end for argument in arguments)]
         self.names = {}
         for i, (name, values) in enumerate(self.kernel.constants.items()):
             self.names[name] = (1 << 59) + (i << 32)
@@ -436,18 +486,22 @@ class _Launch:
         self.held = held
         self.starts = np.array([a.address for a in held], np.int64)
         self.sizes = np.array([a.array.size for a in held], np.int64)
-        # As on a device, where each begins a sector, whatever the host's alignment is.
-        room = (self.sizes + 2 * SECTOR - 1) // SECTOR * SECTOR
-        self.places, total = np.concatenate(([0], np.cumsum(room)))[: len(held)].astype(np.int64), int(room.sum())
-        self.global_memory = _Space(total, self.unit)
+        # As on a device, where what is no view begins a sector; what is one keeps its alignment.
+        room = (self.sizes + 2 * SECTOR - 1 + ALIGNED) // SECTOR * SECTOR
+        self.places = (np.cumsum(room) - room + self.starts % ALIGNED).astype(np.int64)
+        self.global_memory = space = _Space(int(room.sum()), self.unit)
+        written = np.zeros(space.bytes.size, np.uint8)
         for a, place in zip(held, self.places, strict=True):
-            self.global_memory.bytes[place : place + a.array.size] = a.array
-            self.global_memory.written[place : place + a.array.size] = a.written
+            space.bytes[place : place + a.array.size] = a.array
+            written[place : place + a.array.size] = a.written
+        whole = np.ones(self.unit, np.uint8).view(UNSIGNED[self.unit])
+        space.written[:] = written.view(whole.dtype) == whole
 
     def write_back(self):
+        written = self.global_memory.written.repeat(self.unit)
         for a, place in zip(self.held, self.places, strict=True):
             a.array[:] = self.global_memory.bytes[place : place + a.array.size]
-            a.written[:] = self.global_memory.written[place : place + a.array.size]
+            a.written[:] |= written[place : place + a.array.size]
 
     # Operands
 
@@ -492,7 +546,7 @@ class _Launch:
             if value.itemsize < register.itemsize:
                 kind = "i" if value.dtype.kind == "i" else "u"
                 value = (value if kind == "i" else value.view(UNSIGNED[value.itemsize])).astype(f"{kind}{register.itemsize}")
-            value = value.view(UNSIGNED[value.itemsize]).astype(register.dtype)
+            value = value.view(UNSIGNED[value.itemsize])  # of a wider one the lower bytes are kept
         register[self.at] = value
 
     # Memory
@@ -506,11 +560,10 @@ class _Launch:
         text, lanes = instruction.text, self.lanes
         if address.size != lanes.size:
             address = np.broadcast_to(address, lanes.shape)
-        space = next((part for part in instruction.opcode if part in ("global", "shared", "local", "const")), None)
+        space = instruction.space
         if space is None:
             space = "local" if (address >= LOCAL).all() else "shared" if (address >= SHARED).all() else "global"
             address = address - {"local": LOCAL, "shared": SHARED, "global": 0}[space]
-        space = "global" if space == "const" else space
         if (address % size).any():
             raise PTXError(f"misaligned access of {size} bytes: {text}")
         held = self.spaces[space]
@@ -520,13 +573,8 @@ class _Launch:
             own, most = (self.block, self.shared_size) if space == "shared" else (np.arange(self.count), self.kernel.local_bytes)
             if ((address < 0) | (address + size > most)).any():
                 raise PTXError(f"out of bounds of {space} memory: {text}")
-            at = address + own[lanes] * most
+            at = address + own[lanes] * (-(-most // ALIGNED) * ALIGNED)
         if space != "local":
-            every = np.add.outer(at, np.arange(size)).ravel()
-            if (kind != "st" or atomic) and not held.written[every].all():
-                raise PTXError(f"memory is read that nobody has written: {text}")
-            if kind == "st":
-                held.written[every] = True
             blocks = self.block[lanes]
             held.check("atom" if atomic else kind, at, size, lanes, blocks, self.epoch[blocks], text)
         if space == "global":
@@ -548,10 +596,13 @@ class _Launch:
         """Words of one bank are had one after the other; the same word by all at once.  Of 64 and 128 bits a half or a quarter of a warp
         is served at a time (NVIDIA, "CUDA C++ Programming Guide", shared memory)."""
         each = max(1, size // 4)
-        served = np.repeat(warps * each + lanes // (WARP // each), each)
-        words = np.add.outer(address // 4, np.arange(each)).ravel()
+        served, words = warps * each + lanes // (WARP // each), address // 4
+        begins = np.flatnonzero(_firsts(served))
+        if (np.maximum.reduceat(words, begins) - np.minimum.reduceat(words, begins) + each <= BANKS).all():
+            return 0
+        served, words = np.repeat(served, each), np.add.outer(words, np.arange(each)).ravel()
         served, words = np.divmod(_unique(served * WORDS + words), WORDS)  # addresses of shared memory are below this many words
-        first = np.concatenate(([True], served[1:] != served[:-1]))
+        first = _firsts(served)
         rounds = np.bincount((np.cumsum(first) - 1) * BANKS + words % BANKS, minlength=np.count_nonzero(first) * BANKS)
         return int((rounds.reshape(-1, BANKS).max(1) - 1).sum())
 
@@ -592,7 +643,7 @@ class _Launch:
 
     def _basic_block(self, pc, lanes):
         instructions, targets, end = self.program.instructions, self.program.targets, len(self.program.instructions)
-        every, warps = slice(None) if lanes.size == self.count else lanes, np.unique(self.warp[lanes]).size
+        every, warps = slice(None) if lanes.size == self.count else lanes, int(np.count_nonzero(_firsts(self.warp[lanes])))
         while True:
             instruction = instructions[pc]
             name = instruction.opcode[0]
@@ -601,7 +652,7 @@ class _Launch:
             self.lanes, self.at = lanes, every
             taken = None
             if instruction.predicate:
-                taken = self.predicate(("!" if instruction.negated else "") + instruction.predicate)
+                taken = self.predicate(instruction.predicate)
             if name in ("bra", "ret", "exit"):
                 target = self.program.labels[instruction.operands[0]] if name == "bra" else end
                 self.pc[lanes] = target if taken is None else np.where(taken, target, pc + 1)
@@ -614,10 +665,7 @@ class _Launch:
             if taken is not None:
                 self.lanes = self.at = lanes[taken]
             if self.lanes.size:
-                handler = OPERATIONS.get(name)
-                if handler is None or not ABSENT.isdisjoint(instruction.opcode):
-                    raise PTXError(f"no such operation here: {instruction.text}")
-                handler(self, instruction)
+                instruction.handler(self, instruction)
             pc += 1
             if pc in targets or pc == end:
                 self.pc[lanes] = pc
@@ -642,17 +690,9 @@ def operation(*names):
 # Memory
 
 
-def _width(instruction):
-    return next((int(part[1]) for part in instruction.opcode if part in ("v2", "v4")), 1)
-
-
+@functools.cache
 def _listed(operand):
     return _split(operand.strip("{}")) if operand.startswith("{") else (operand,)
-
-
-def _at(memory, place, dtype):
-    """The numbers of a dtype at these bytes, which need not be aligned among the bytes."""
-    return memory[np.add.outer(place, np.arange(dtype.itemsize))].view(dtype)[:, 0]
 
 
 def _parameter(operand):
@@ -669,9 +709,9 @@ def _load(m, i):
     if "param" in i.opcode:
         value = m.parameters[_parameter(source)]
         return m.write(target, (value if value.size == 1 else value[m.at]).view(i.type))
-    memory, place = m.reach(i, m.address(source), _width(i) * i.type.itemsize, "ld")
+    memory, place = m.reach(i, m.address(source), i.width * i.type.itemsize, "ld")
     for k, register in enumerate(_listed(target)):
-        m.write(register, _at(memory, place + k * i.type.itemsize, i.type))
+        m.write(register, memory.view(i.type)[place // i.type.itemsize + k])
 
 
 @operation("st")
@@ -681,10 +721,9 @@ def _store(m, i):
         held = m.parameters.setdefault(_parameter(target), np.zeros(m.count, i.type))
         held[m.at] = m.read(source, i.type)
         return
-    memory, place = m.reach(i, m.address(target), _width(i) * i.type.itemsize, "st")
+    memory, place = m.reach(i, m.address(target), i.width * i.type.itemsize, "st")
     for k, register in enumerate(_listed(source)):
-        value = np.ascontiguousarray(np.broadcast_to(m.read(register, i.type), m.lanes.shape))
-        memory[np.add.outer(place + k * i.type.itemsize, np.arange(i.type.itemsize))] = value.view(np.uint8).reshape(value.size, -1)
+        memory.view(i.type)[place // i.type.itemsize + k] = m.read(register, i.type)
 
 
 _ATOMIC = {
@@ -771,16 +810,10 @@ _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 TOWARDS = {"rz": 0, "rm": -np.inf, "rp": np.inf}
 
 
-@functools.cache
-def _towards(opcode):
-    """Where an opcode rounds to; None: to the nearest."""
-    return next((TOWARDS[part] for part in opcode if part in TOWARDS), None)
-
-
 def _flushed(value, i):
     """Subnormal float32 as zero, where an opcode says so."""
-    if value.dtype == np.float32 and "ftz" in i.opcode:
-        value = np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), value), value)
+    if i.flushes and value.dtype == np.float32:
+        value = np.where(np.abs(value) < np.float32(TINY), np.copysign(np.float32(0), value), value)
     return value
 
 
@@ -792,17 +825,16 @@ def _given(m, i, name, dtype=None):
 def _rounded(value, i, dtype):
     """Float64, or what rounds like the exact value, in a float type by an opcode's direction."""
     found = value.astype(dtype)
-    towards = _towards(i.opcode)
-    if towards is None:
+    if i.towards is None:
         return found
-    past = found > value if towards < 0 else found < value if towards > 0 else np.abs(found) > np.abs(value)
-    return np.where(past, np.nextafter(found, dtype.type(towards)), found)
+    past = found > value if i.towards < 0 else found < value if i.towards > 0 else np.abs(found) > np.abs(value)
+    return np.where(past, np.nextafter(found, dtype.type(i.towards)), found)
 
 
 def _finished(value, i):
     """With what an opcode's modifiers do to a result."""
     value = np.asarray(value)
-    if value.dtype.kind == "f" and "sat" in i.opcode:
+    if i.saturates and value.dtype.kind == "f":
         value = np.where(np.isnan(value), 0, np.clip(value, 0, 1)).astype(value.dtype)
     return _flushed(value, i)
 
@@ -847,18 +879,20 @@ def _convert_bfloat16(m, i, to, of):
 def _fused(x, y, z, i):
     """x * y + z with one rounding: of narrower floats in float64, rounded to odd there (Boldo and Melquiond, 2008)."""
     if x.dtype == np.float64:
-        if not TOWARDS.keys().isdisjoint(i.opcode):
+        if i.towards is not None:
             raise PTXError(f"no such rounding here: {i.text}")
         return (x.astype(np.longdouble) * y + z).astype(np.float64)
-    product, dtype, z = x.astype(np.float64) * y, x.dtype, z.astype(np.float64)
+    product, dtype = np.multiply(x, y, dtype=np.float64), x.dtype
     total = product + z
-    if dtype == np.float32 and _towards(i.opcode) is None:
+    if dtype == np.float32 and i.towards is None:
         # Rounded twice is not rounded once only where the first ends half way between two numbers; subnormal ones lie elsewhere.
-        half_way = total.view(np.int64) & 0x1FFFFFFF == 0x10000000
-        if not (half_way | (np.abs(total) < np.finfo(np.float32).tiny) & (total != 0)).any():
+        half_way, size = total.view(np.int64) & 0x1FFFFFFF == 0x10000000, np.abs(total)
+        if not half_way.any() and not (size.min() < TINY and ((size < TINY) & (size > 0)).any()):
             return total.astype(np.float32)
     part = total - product
     lost = (product - (total - part)) + (z - part)
+    if not lost.any():
+        return _rounded(total, i, dtype)
     bits = np.ascontiguousarray(total).view(np.int64)
     odd = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
     total = np.where(odd, bits + np.where((lost > 0) == (total > 0), 1, -1), bits).view(np.float64)
@@ -896,7 +930,7 @@ def _directed(plain, fused):
     """An operation that rounds as its opcode says; ``fused`` is the factors and addend that it is of floats."""
 
     def apply(x, y, i):
-        if TOWARDS.keys().isdisjoint(i.opcode):
+        if i.towards is None:
             return plain(x, y, i)
         if fused is None:
             raise PTXError(f"no such rounding here: {i.text}")
@@ -981,7 +1015,7 @@ UNARY = {
 
 @operation(*UNARY)
 def _unary(m, i):
-    if not TOWARDS.keys().isdisjoint(i.opcode):
+    if i.towards is not None:
         raise PTXError(f"no such rounding here: {i.text}")
     m.write(i.operands[0], _finished(UNARY[i.opcode[0]](_given(m, i, i.operands[1])), i))
 

@@ -78,25 +78,30 @@ def kernels(kind, dtype="float32"):
     return found
 
 
-@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def for_every_generation(kernels, folder):
+    """(name, capability, what ptxas says, instructions) of each; those of a kernel one behind the other, as they share its front end."""
+    for which, kernel in kernels.items():
+        for cc in CAPABILITIES:
+            yield which, cc, *assembled(kernel.ptx(cc), cc, folder)
+
+
 @pytest.mark.parametrize("name", BUDGETS)
-def test_machine_code(name, cc, tmp_path):
+def test_machine_code(name, tmp_path):
     """Registers, no spills, no stack; one store an output and one of what is saved; as many loads as taps, twice where a survey goes first.
 
     What CALL there is is ptxas's own, of the rare cases of a division or a root: PTX has none.
     """
     kind = KINDS[name]
-    for which, kernel in kernels(kind).items():
-        said, instructions = assembled(kernel.ptx(cc), cc, tmp_path)
-        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), (which, said)
+    for which, cc, said, instructions in for_every_generation(kernels(kind), tmp_path):
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), (which, cc, said)
         names = [instruction.split(".")[0] for instruction in instructions]
-        assert not {"LDL", "STL", "LD", "ST"}.intersection(names), which
-        assert not any(re.match(r"D(ADD|MUL|FMA|SETP)", n) or ".F64" in i for n, i in zip(names, instructions, strict=True)), which
+        assert not {"LDL", "STL", "LD", "ST"}.intersection(names), (which, cc)
+        assert not any(re.match(r"D(ADD|MUL|FMA|SETP)", n) or ".F64" in i for n, i in zip(names, instructions, strict=True)), (which, cc)
         registers = int(re.search(r"Used (\d+) registers", said)[1])
         if which == "forward":
             most, length = BUDGETS[name]
-            assert registers <= most
-            assert len(instructions) <= length
+            assert registers <= most, (which, cc)
+            assert len(instructions) <= length, (which, cc)
             assert names.count("LDG") == 9 * (2 if kind.selects and kind.survey else 1)
             assert names.count("STG") == 1 + bool(kind.saved_dtype(9, "float32"))
         if which in WIDE_LOADS:
@@ -105,7 +110,7 @@ def test_machine_code(name, cc, tmp_path):
             # Of two turns the compiler may keep what it has loaded.
             assert all(count <= found <= turns * count for count, found in zip(WIDE_LOADS[which], loads, strict=True))
             assert names.count("STG") == 1 + bool(kind.saved_dtype(9, "float32"))
-            assert registers <= 64
+            assert registers <= 64, (which, cc)
 
 
 def convolving(dtype="float32"):
@@ -124,23 +129,24 @@ def convolving(dtype="float32"):
     return found
 
 
-@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
-def test_machine_code_of_convolution(cc, tmp_path):
+@pytest.mark.parametrize("parts", ["pack ordered", "forward", "weights", "depthwise"])
+def test_machine_code_of_convolution(parts, tmp_path):
     """Nothing spilled, two blocks of 256 threads in a multiprocessor's registers, and a step that is its products and, for each of its
     rows, loads of 128 bits."""
-    for which, (kernel, tile) in convolving().items():
-        said, instructions = assembled(kernel.ptx(cc), cc, tmp_path)
-        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), (which, said)
+    found = {name: made for name, made in convolving().items() if name.split()[0] in parts.split()}
+    for which, cc, said, instructions in for_every_generation({name: kernel for name, (kernel, _) in found.items()}, tmp_path):
+        _, tile = found[which]
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), (which, cc, said)
         names = [instruction.split(".")[0] for instruction in instructions]
-        assert not {"LDL", "STL", "LD", "ST"}.intersection(names), which
-        assert not any(".F64" in i or n in ("DADD", "DMUL", "DFMA") for n, i in zip(names, instructions, strict=True)), which
-        assert int(re.search(r"Used (\d+) registers", said)[1]) <= 128, which
+        assert not {"LDL", "STL", "LD", "ST"}.intersection(names), (which, cc)
+        assert not any(".F64" in i or n in ("DADD", "DMUL", "DFMA") for n, i in zip(names, instructions, strict=True)), (which, cc)
+        assert int(re.search(r"Used (\d+) registers", said)[1]) <= 128, (which, cc)
         if tile:
-            assert names.count("FFMA") == tile.rows * tile.columns * tile.depth, which
+            assert names.count("FFMA") == tile.rows * tile.columns * tile.depth, (which, cc)
             loads = [i.replace(".U.", ".") for i in instructions if i.startswith("LDS")]
-            assert loads == ["LDS.128"] * (tile.depth * (tile.rows // 4 + 1)), which
+            assert loads == ["LDS.128"] * (tile.depth * (tile.rows // 4 + 1)), (which, cc)
         if which.startswith("forward"):
-            assert [i[:9] for i in instructions if i.startswith("STG")] == ["STG.E.128"] * (tile.rows * tile.columns // 4), which
+            assert [i[:9] for i in instructions if i.startswith("STG")] == ["STG.E.128"] * (tile.rows * tile.columns // 4), (which, cc)
 
 
 CONVOLVED = {  # name -> (x, weight, arguments): the products are tiles without a rest
@@ -186,30 +192,30 @@ def test_convolution_has_no_double_precision_no_local_memory_no_call(dtype):
         assert not re.findall(r"\.f64|\.local\b|\bcall\b|div\.s64|rem\.s64", kernel.ptx((8, 0))), which
 
 
-@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
-def test_machine_code_by_link_time_optimisation(cc, tmp_path):
+def test_machine_code_by_link_time_optimisation(tmp_path):
     """The other way from Python to machine code, which numba-cuda takes by default: the same loads and products."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from fastpool.kernels.cuda import convolution, correlate
-    from fastpool.kernels.cuda.compile import _for
-    from numba import cuda
+    from fastpool.kernels.cuda.compile import library
 
-    found = {}
-    pooling = kernels(KINDS["max"])
-    convolve = correlate.forward("float32", False, convolution.WIDE, None, None, (1, 1, 1), 1, False, True)
-    for name, kernel in {"forward": pooling["forward"], "wide": pooling["wide"], "conv": convolve}.items():
-        function, signature = kernel._made
-        with _for(cc):
-            code, _ = cuda.compile(function, signature, cc=cc, device=False, abi="numba", output="ltoir")
+    def linked(kernel, cc):
         options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", link_time_optimization=True)
-        found[name] = disassembled(Linker(ObjectCode.from_ltoir(code), options=options).link("cubin").code, tmp_path)
-        assert not any(re.match(r"LDL|STL|LD\b|ST\b|D(ADD|MUL|FMA)", i) or ".F64" in i for i in found[name]), name
-    loads = {name: [i for i in instructions if i.startswith("LDG")] for name, instructions in found.items()}
-    assert len(loads["forward"]) == 9
-    assert sum(".128" in i for i in loads["wide"]) == sum(".128" not in i for i in loads["wide"]) == 3
-    tile = convolution.WIDE
-    assert sum(i.startswith("FFMA") for i in found["conv"]) == tile.rows * tile.columns * tile.depth
-    assert sum(i.startswith("LDS") for i in found["conv"]) == sum(".128" in i for i in found["conv"] if i.startswith("LDS")) == 24
+        cubin = Linker(ObjectCode.from_ltoir(library(kernel).get_ltoir(cc)), options=options).link("cubin").code
+        found = disassembled(cubin, tmp_path)
+        assert not any(re.match(r"LDL|STL|LD\b|ST\b|D(ADD|MUL|FMA)", i) or ".F64" in i for i in found), (kernel.name, cc)
+        return found
+
+    pooling, tile = kernels(KINDS["max"]), convolution.WIDE
+    convolve = correlate.forward("float32", False, tile, None, None, (1, 1, 1), 1, False, True)
+    for cc in CAPABILITIES:
+        assert sum(i.startswith("LDG") for i in linked(pooling["forward"], cc)) == 9
+    for cc in CAPABILITIES:
+        loads = [i for i in linked(pooling["wide"], cc) if i.startswith("LDG")]
+        assert sum(".128" in i for i in loads) == sum(".128" not in i for i in loads) == 3
+    for cc in CAPABILITIES:
+        found = linked(convolve, cc)
+        assert sum(i.startswith("FFMA") for i in found) == tile.rows * tile.columns * tile.depth
+        assert sum(i.startswith("LDS") for i in found) == sum(i.startswith("LDS") and ".128" in i for i in found) == 24
 
 
 @pytest.mark.parametrize("cc", [(7, 5), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=lambda cc: f"sm_{cc[0]}{cc[1]}")

@@ -135,7 +135,7 @@ def launched_with(monkeypatch, emulator):
     def change(name, more):
         def launch(kernel, blocks, threads, arguments, device):
             if kernel.name == "correlate.forward":
-                names, arguments = kernel._made[0].__code__.co_varnames, list(arguments)
+                names, arguments = kernel.made[0].__code__.co_varnames, list(arguments)
                 if name == "blocks":
                     blocks += more
                 else:

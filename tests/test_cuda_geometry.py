@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as T
 from cases import LAYOUTS, adversarial
 from emulated import names
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_pooling import leaf
 
@@ -21,6 +21,9 @@ FLOATS = "float32", "float64", "bfloat16", "float16"
 INTEGERS = "int8", "uint8", "int16", "int32", "int64", "bool"
 WINDOWS = ((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (1, 1))
 """Kernel size and stride."""
+WIDE = (1, 4, 8, 16), ((3, 3), (2, 2), (1, 1)), False
+NARROW = (1, 3, 7, 7), ((3, 3), (2, 2), (1, 1)), False
+"""One of each, as those drawn may be all of a kind: in one of forty runs 5 of 100 were wide."""
 LAID = st.sampled_from(["contiguous", "channels_last", "cropped"])
 hundred = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -48,6 +51,8 @@ def test_selections(kind, dtype):
     dtype, seen = getattr(torch, dtype), set()
 
     @hundred
+    @example(WIDE, "contiguous", 0)
+    @example(NARROW, "contiguous", 0)
     @given(geometries(), LAID, st.integers(0, 2**31))
     def one(geometry, layout, seed):
         torch.manual_seed(seed)
@@ -76,6 +81,8 @@ def test_averages(dtype):
     dtype, seen = getattr(torch, dtype), set()
 
     @hundred
+    @example(WIDE, "contiguous", True, 0)
+    @example(NARROW, "contiguous", True, 0)
     @given(geometries(), LAID, st.booleans(), st.integers(0, 2**31))
     def one(geometry, layout, include_pad, seed):
         torch.manual_seed(seed)

@@ -40,7 +40,7 @@ class Simulator:
         return np.ctypeslib.as_array((np.ctypeslib.as_ctypes_type(kind) * tensor.numel()).from_address(address))
 
     def launch(self, kernel, blocks, threads, arguments, device):
-        function, signature = kernel._made
+        function, signature = kernel.made
         given = [
             self.array(value, np.dtype(kind.dtype.name)) if isinstance(kind, types.CPointer) else np.dtype(kind.name).type(value)
             for value, kind in zip(arguments, signature, strict=True)

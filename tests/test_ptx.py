@@ -482,6 +482,8 @@ def test_sectors_and_bank_conflicts():
     assert (counters.sectors_loaded, counters.sectors_stored, counters.sectors) == (8, 8, 16)
     strided = "mul.wide.u32 %rd31, %r0, 128;\nadd.s64 %rd31, %rd31, %rd0;\nld.global.f32 %f1, [%rd31];"
     assert run(strided + moved("f32", "st", "%f1", 1), x, result).sectors_loaded == COUNT
+    # Each warp's own request of the one sector, however many warps ask.
+    assert run("ld.global.f32 %f1, [%rd0];", x, block=32, grid=200).sectors == 200
     shared = ".shared .align 4 .b8 place[8192];"
     for step, conflicts in ((4, 0), (8, 2), (128, 62)):  # bytes from thread to thread; of two warps
         body = f"mov.u32 %r1, place;\nmad.lo.s32 %r2, %r0, {step}, %r1;\nst.shared.u32 [%r2], %r0;"
@@ -528,6 +530,32 @@ def test_what_is_wrong_is_said(what):
         run(body, GLOBAL.copy(), **more)
 
 
+def test_what_no_argument_is_in_is_out_of_bounds():
+    """Though it is known: a kernel that goes past one array's end into the next reads what it was not given."""
+    both = np.zeros(2 * COUNT, np.float32)
+    memory = ptx.Memory()
+    for half in (both[:COUNT], both[COUNT:]):
+        memory.add(half.ctypes.data, half.view(np.uint8))
+
+    def load(offset):
+        text = f"""
+        .version 8.0
+        .target sm_80
+        .visible .entry past(.param .u64 p)
+        {{
+            .reg .b64 %rd<2>;
+            .reg .f32 %f<1>;
+            ld.param.u64 %rd0, [p];
+            ld.global.f32 %f0, [%rd0+{offset}];
+            ret;
+        }}"""
+        ptx.execute(ptx.Kernel(text), (1,), (32,), [both.ctypes.data], memory)
+
+    load(4 * COUNT - 4)
+    with pytest.raises(ptx.PTXError, match="out of bounds"):
+        load(4 * COUNT)
+
+
 def test_a_barrier_orders_a_block_and_no_other():
     """Global memory: a neighbour's number, which is of the same block, or of the next."""
     result = np.zeros(2 * COUNT, np.int32)
@@ -572,10 +600,10 @@ def test_a_barrier_parts_who_writes_from_who_reads():
 
 def mutant(function, signature, *arrays, block=64, grid=2, initialised=None):
     """The counters of a kernel of Numba's; an int among the arrays is passed as it is."""
-    from fastpool.kernels.cuda.compile import _for
+    from fastpool.kernels.cuda.compile import compiling
     from numba import cuda
 
-    with _for((8, 0)):
+    with compiling():
         text, _ = cuda.compile_ptx(function, signature, cc=(8, 0))
     memory = ptx.Memory()
     for i, array in enumerate(arrays):

@@ -12,7 +12,6 @@ from typing import Any
 import numba
 import numba_cuda
 import numpy as np
-from numba import cuda
 
 from ..compile import File, compiled_here, directory, key_of, loaded_here, nest_name
 from ..pipeline import reduced, uncollected
@@ -43,21 +42,40 @@ def capability(device):
 
 
 @contextlib.contextmanager
-def _for(cc):
-    """Device functions compile for this capability, where numba-cuda asks the current device, of which there may be none; and by passes
-    that are fewer than its own.  It has arguments for neither.  Other threads' compilations wait meanwhile."""
+def compiling():
+    """Device functions compile where numba-cuda asks for the current device, of which there may be none; and by passes that are fewer than
+    its own.  It has arguments for neither.  Other threads' compilations wait meanwhile."""
     from numba.cuda import compiler, dispatcher
     from numba.cuda.core.compiler_lock import global_compiler_lock
 
     passes = _passes()
     with global_compiler_lock:
         asked, defined = dispatcher.get_current_device, compiler.CUDACompiler.define_pipelines
-        dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=cc)
+        dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=CAPABILITIES[0])
         compiler.CUDACompiler.define_pipelines = lambda self: passes(self.state)
         try:
             yield
         finally:
             dispatcher.get_current_device, compiler.CUDACompiler.define_pipelines = asked, defined
+
+
+_printed = functools.lru_cache(500)(str)
+"""LLVM code as NVVM reads it.  Kernels share functions: to print each anew took 7% of a kernel's time."""
+
+
+@functools.lru_cache(1)
+def library(kernel):
+    """numba-cuda's of a kernel, of which NVVM makes the code for any capability: until there nothing asks for which.
+
+    The last one is kept: it takes seven tenths of a kernel's time.
+    """
+    from numba.cuda import compiler
+
+    function, signature = kernel.made
+    with compiling():
+        found, _ = compiler._compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=CAPABILITIES[0])
+    found._llvm_strs = [_printed(module) for module in found.modules]
+    return found
 
 
 class Kernel:
@@ -69,13 +87,13 @@ class Kernel:
         self._texts: dict[Any, str] = {}
 
     @functools.cached_property
-    def _made(self):
+    def made(self):
         return self._factory(*self._constants)
 
     @functools.cached_property
     def converters(self):
         """What makes an argument of each parameter, in their order: an int of an address, a numpy scalar of a number."""
-        _, signature = self._made
+        _, signature = self.made
         return tuple(int if isinstance(kind, numba.types.CPointer) else getattr(np, kind.name) for kind in signature)
 
     def ptx(self, cc):
@@ -94,9 +112,8 @@ class Kernel:
         if payload:
             loaded_here.append(self.name)
             return payload.decode()
-        function, signature = self._made
-        with _for(cc), uncollected():
-            text, _ = cuda.compile_ptx(function, signature, cc=cc)
+        with compiling(), uncollected():
+            text = library(self).get_asm_str(cc)
         compiled_here.append(self.name)
         if file:
             file.write(text.encode())
