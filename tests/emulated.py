@@ -1,4 +1,4 @@
-"""CUDA kernels on a machine without a GPU: their PTX is executed on the CPU (ptx.py), behind the launch that the driver would have.
+"""CUDA kernels on a machine without a GPU: their PTX is executed on the CPU (bench/ptx), behind the launch that the driver would have.
 
 Tensors on the CPU stand for tensors on a GPU: what the backend allocates is memory never written, and what a kernel may touch is what
 tensors hold, whose addresses the backend has asked for.
