@@ -7,6 +7,7 @@ tensors hold, whose addresses the backend has asked for.
 import contextlib
 import functools
 import importlib.metadata
+import re
 
 import pytest
 import torch
@@ -45,6 +46,19 @@ class Emulator(cuda_model.Emulator):
         if tensor.numel() and (held is None or held[0] < size):
             super().know(tensor, address, initialised)
             self._known[address] = size, tensor.detach()
+
+    def launch(self, kernel, *launched):
+        assert not costly(kernel, self.cc), kernel.name
+        super().launch(kernel, *launched)
+
+
+@functools.cache
+def costly(kernel, cc):
+    """What of a kernel's PTX has no place there, if it is of floats no wider than 32 bits: float64, memory of threads' own, calls
+    (libdevice's too), division of 64 bits."""
+    if "float64" in kernel.constants or not any(dtype in kernel.constants for dtype in ("float32", "bfloat16", "float16")):
+        return set()
+    return set(re.findall(r"\.f64|\.local\b|\bcall\b|div\.s64|rem\.s64", kernel.ptx(cc)))
 
 
 def names(emulator):

@@ -83,12 +83,12 @@ class Kernel:
 
     def __init__(self, factory, constants):
         self.name = nest_name(factory)
-        self._factory, self._constants, self._key = factory, constants, key_of(factory, constants)
+        self._factory, self.constants, self._key = factory, constants, key_of(factory, constants)
         self._texts: dict[Any, str] = {}
 
     @functools.cached_property
     def made(self):
-        return self._factory(*self._constants)
+        return self._factory(*self.constants)
 
     @functools.cached_property
     def converters(self):
