@@ -75,7 +75,7 @@ def _round(calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]
 
 
 def _sample(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    settle()  # what is settled before the calls that prime is not after them: one in 25 runs had 2,352 faults a call
+    settle()  # what is settled before the calls that prime is not after them: one in thirty runs had 2,352 faults a call
     faults, start = page_faults(), perf_counter()
     for _ in range(repeats):
         call()
