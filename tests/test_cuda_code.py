@@ -186,16 +186,33 @@ def test_convolution_moves_what_it_must(name, layout):
     assert products >= PRODUCTS_SHARE[name] * forward.warp_instructions
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_convolution_has_no_double_precision_no_local_memory_no_call(dtype):
+    for which, (kernel, _) in convolving(dtype).items():
+        assert not emulated.costly(kernel, (8, 0)), which
+
+
+def test_one_front_end_serves_every_capability(monkeypatch):
+    from fastpool.kernels.cuda import compile
+
+    monkeypatch.setattr(compile, "directory", lambda: None)
+    kernel, before = kernels(KINDS["max"])["backward"], compile.library.cache_info().misses
+    kernel = compile.Kernel(kernel._factory, kernel.constants)  # another may have been asked before
+    assert len({re.search(r"\.target (sm_\d+)", kernel.ptx(cc))[1] for cc in CAPABILITIES}) == len(CAPABILITIES)
+    assert compile.library.cache_info().misses == before + 1
+
+
 def test_machine_code_by_link_time_optimisation(tmp_path):
     """The other way from Python to machine code, which numba-cuda takes by default: the same loads and products."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from fastpool.kernels.cuda import convolution, correlate
-    from fastpool.kernels.cuda.compile import library
+    from fastpool.kernels.cuda.compile import compiling, library
 
     def linked(kernel, cc):
         options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", link_time_optimization=True)
-        cubin = Linker(ObjectCode.from_ltoir(library(kernel).get_ltoir(cc)), options=options).link("cubin").code
-        found = disassembled(cubin, tmp_path)
+        with compiling():
+            code = library(kernel).get_ltoir(cc)
+        found = disassembled(Linker(ObjectCode.from_ltoir(code), options=options).link("cubin").code, tmp_path)
         assert not any(re.match(r"LDL|STL|LD\b|ST\b|D(ADD|MUL|FMA)", i) or ".F64" in i for i in found), (kernel.name, cc)
         return found
 
@@ -219,6 +236,15 @@ def test_the_drivers_side_assembles_for_the_device_it_finds(cc):
 
     text = kernels(KINDS["max"])["forward"].ptx(capability(cc))
     assert entry(text).encode() in machine_code(text, cc).code
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_no_double_precision_no_local_memory_no_call(name, dtype):
+    """In PTX; libdevice's powers and exponentials included."""
+    for which, kernel in kernels(KINDS[name], dtype).items():
+        assert ".target sm_80" in kernel.ptx((8, 0))
+        assert not emulated.costly(kernel, (8, 0)), (which, emulated.costly(kernel, (8, 0)))
 
 
 def test_no_kernel_of_floats_holds_double_precision_calls_or_divisions_of_64_bits():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .memory import ALIGNED, LOCAL, SECTOR, SHARED, Allocation, Counters, Space, firsts, unique
-from .program import TYPES, UNSIGNED, WARP, PTXError, immediate
+from .memory import LOCAL, SECTOR, SHARED, Allocation, Counters, Space, firsts, unique
+from .program import ALIGNED, TYPES, UNSIGNED, WARP, PTXError, aligned, immediate
 
 BANKS, WORDS = 32, 1 << 20
 """Of shared memory: words served at a time, and more words than it has."""
@@ -74,7 +74,7 @@ class _Launch:
         self.shared_size = kernel.shared_bytes + dynamic_shared
         self.spaces = {
             "global": self.global_memory,
-            "shared": Space(blocks * -(-self.shared_size // ALIGNED) * ALIGNED, self.unit),
+            "shared": Space(blocks * aligned(self.shared_size), self.unit),
             "local": Space(self.count * kernel.local_bytes, self.unit),
         }
         self.epoch = np.zeros(blocks, np.int64)
@@ -179,7 +179,7 @@ class _Launch:
             own, most = (self.block, self.shared_size) if space == "shared" else (np.arange(self.count), self.kernel.local_bytes)
             if ((address < 0) | (address + size > most)).any():
                 raise PTXError(f"out of bounds of {space} memory: {text}")
-            at = address + own[lanes] * (-(-most // ALIGNED) * ALIGNED)
+            at = address + own[lanes] * aligned(most)
         if space != "local":
             blocks = self.block[lanes]
             held.check("atom" if atomic else kind, at, size, lanes, blocks, self.epoch[blocks], text)

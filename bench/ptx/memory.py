@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .program import PTXError
+from .program import PTXError, aligned
 
-SECTOR, ALIGNED = 32, 16
-"""Bytes that memory moves at a time, and that an access has at most."""
+SECTOR = 32
+"""Bytes that memory moves at a time."""
 SHARED, LOCAL = 1 << 60, 1 << 61
 """Where generic addresses of shared and of local memory begin: no host's address is as large."""
 
@@ -151,7 +151,7 @@ class Space:
     """A space of memory during a launch, as one array; of each unit of its bytes, whether it was written, and who was there last."""
 
     def __init__(self, size, unit):
-        self.bytes = np.zeros(-(-size // ALIGNED) * ALIGNED, np.uint8)
+        self.bytes = np.zeros(aligned(size), np.uint8)
         self.written = np.zeros(self.bytes.size // unit, bool)
         self.unit, self._visitors = unit, {}
 

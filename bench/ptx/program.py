@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-WARP = 32
-"""Threads in lock step."""
+WARP, ALIGNED = 32, 16
+"""Threads in lock step; bytes that an access has at most."""
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 TYPES = {f"{letter}{8 * size}": np.dtype(f"{kind}{size}") for letter, kind in (("b", "u"), ("u", "u"), ("s", "i")) for size in UNSIGNED} | {
     "f16": np.dtype("f2"),
@@ -33,6 +33,11 @@ def operation(*names):
         return function
 
     return register
+
+
+def aligned(size):
+    """Bytes to where the widest access may begin."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 class PTXError(Exception):
@@ -234,4 +239,4 @@ class Kernel:
         for align, kind, name, size in sorted(declared, key=lambda found: not found[3]):
             places[name] = -(-top // int(align)) * int(align)
             top = places[name] + int(size or 0) * TYPES[kind].itemsize
-        return places, -(-top // 16) * 16
+        return places, aligned(top)

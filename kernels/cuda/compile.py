@@ -65,15 +65,14 @@ _printed = functools.lru_cache(500)(str)
 
 @functools.lru_cache(1)
 def library(kernel):
-    """numba-cuda's of a kernel, of which NVVM makes the code for any capability: until there nothing asks for which.
+    """numba-cuda's of a kernel, of which NVVM makes the code for any capability: until there nothing asks for which.  While ``compiling``.
 
     The last one is kept: it takes seven tenths of a kernel's time.
     """
     from numba.cuda import compiler
 
     function, signature = kernel.made
-    with compiling():
-        found, _ = compiler._compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=CAPABILITIES[0])
+    found, _ = compiler._compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=CAPABILITIES[0])
     found._llvm_strs = [_printed(module) for module in found.modules]
     return found
 
