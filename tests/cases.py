@@ -48,6 +48,8 @@ GEOMETRIES = {
     "narrow-one-output": ((1, 40, 2, 3), window((2, 3))),
     "across-5x4s1p2": ((2, 19, 9, 7), window((5, 4), (1, 1), (2, 2))),
     "across-dilated": ((1, 37, 6, 9), window((2, 3), (1, 3), (1, 1), (3, 2))),
+    "filled-3x3s2p1": ((2, 32, 7, 9), window((3, 3), (2, 2), (1, 1))),
+    "filled-2x3s1": ((1, 64, 5, 6), window((2, 3), (1, 1))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
 LONG = {
@@ -64,6 +66,7 @@ DEEP = {
     "3d-asymmetric-dilated": ((1, 2, 5, 9, 13), window((1, 3, 2), (2, 1, 3), (0, 1, 1), (1, 2, 3))),
     "3d-narrow": ((2, 9, 2, 5, 6), window((1, 3, 3), (1, 2, 2), (0, 1, 1))),
     "3d-across": ((1, 18, 3, 4, 5), window((2, 3, 3), (1, 2, 2), (1, 1, 1))),
+    "3d-filled": ((1, 16, 5, 4, 7), window((3, 3, 3), (2, 2, 2), (1, 1, 1))),
     "3d-window-is-input": ((2, 2, 3, 4, 5), window((3, 4, 5))),
 }
 GEOMETRIES |= LONG | DEEP

@@ -5,6 +5,8 @@ through a window together: their chains of steps overlap, and they share the loo
 which are written after it; only at the end of a job they are masked.
 """
 
+from typing import NamedTuple
+
 from numba import int64, uint32
 
 from ..compile import specialised
@@ -19,6 +21,7 @@ from ..simd import (
     numbers,
     phase,
     pointer,
+    prefetch,
     register_bytes,
     repeat,
     settle,
@@ -36,6 +39,9 @@ from .reduction import arithmetic, draw, draws_of_pixels, index, members
 
 GROUP, WIDE = 4, 16
 
+MOST = 3
+"""Rows, columns and strides of windows that are written out where they lie inside."""
+
 
 def group(kind, lanes, channels):
     """How many registers of channels go through a window together: WIDE where there are so many channels, and 32 registers for what they
@@ -45,6 +51,27 @@ def group(kind, lanes, channels):
     if fits and channels >= WIDE * lanes:
         return WIDE
     return next((several for several in (GROUP, 2) if channels >= several * lanes), 1)
+
+
+class WrittenOut(NamedTuple):
+    """Windows whose taps are written out where they lie inside: of this many registers of channels at once, which divide the channels, and
+    of such sizes and strides."""
+
+    together: int
+    deep: bool
+    rows: int
+    columns: int
+    stride_h: int
+    stride_w: int
+
+
+def written_out(window, lanes, channels):
+    """How windows inside go, or None: those of few rows, columns and strides, of channels that fill registers."""
+    sizes = *window.kernel_size[1:], *window.stride[1:]
+    together = next((several for several in (GROUP, 2, 1) if channels % (several * lanes) == 0), 0)
+    if not together or not window.regular or max(sizes) > MOST:
+        return None
+    return WrittenOut(together, window.kernel_size[0] > 1, *sizes)
 
 
 DRAWN = 2048
@@ -72,8 +99,8 @@ def _access(lanes, past=False):
     return fetch, put
 
 
-def _window(step, tapped, lanes, registers, width):
-    """(states, args) -> states, one a register, through the taps inside of one window, ``width`` (0: any number of) columns wide."""
+def _bounded(step, tapped, lanes, registers):
+    """(states, args) -> states, one a register, through the taps inside of one window."""
     fetch, _ = _access(lanes)
 
     @jitable
@@ -82,32 +109,77 @@ def _window(step, tapped, lanes, registers, width):
         return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, whole, fill), tap, p))
 
     @jitable
-    def column(states, kw, args):
-        x, row, step, c, C, whole, fill, tap, p = args
-        taps = splat(tapped(tap + kw), lanes)
-        return unroll(stepped, registers, states, (x, row + kw * step, c, C, whole, fill, taps, p))
-
-    @jitable
-    def taps(states, args):
-        x, origin, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p = args
+    def window(states, args):
+        x, origin, steps, slices, lines, columns, channels, KH, KW, fill, p = args
         for kd in range(slices[0], slices[1]):
             for kh in range(lines[0], lines[1]):
-                row = x, origin + kd * steps[0] + kh * steps[1], steps[2], c, C, whole, fill, (kd * KH + kh) * KW, p
-                if width > 0 and columns[1] - columns[0] == width:
-                    states = unroll(column, width, states, row)
-                else:
-                    for kw in range(columns[0], columns[1]):
-                        states = column(states, kw, row)
+                row, tap = origin + kd * steps[0] + kh * steps[1], (kd * KH + kh) * KW
+                for kw in range(columns[0], columns[1]):
+                    states = unroll(
+                        stepped, registers, states, (x, row + kw * steps[2], *channels, fill, splat(tapped(tap + kw), lanes), p)
+                    )
         return states
 
-    return taps
+    return window
 
 
-def _pooled(kind, dtype, saved, saves, lanes, registers, width, past):
+def _written_out(step, tapped, lanes, registers, deep, rows, columns):
+    """The same of a window whose ``rows`` x ``columns`` are all inside, each with loads of its own: hardware that looks for a pattern in
+    what one instruction reads finds one.  ``deep``: of several slices."""
+
+    @jitable
+    def stepped(states, i, args):
+        x, pixel, tap, p = args
+        return with_phase(states, i, step(phase(states, i), load(x, pixel + i * lanes, lanes), tap, p))
+
+    @jitable
+    def column(states, kw, args):
+        x, row, step, tap, p = args
+        return unroll(stepped, registers, states, (x, row + kw * step, splat(tapped(tap + kw), lanes), p))
+
+    @jitable
+    def line(states, kh, args):
+        x, origin, steps, tap, p = args
+        return unroll(column, columns, states, (x, origin + kh * steps[1], steps[2], tap + kh * columns, p))
+
+    @jitable
+    def window(states, args):
+        x, origin, steps, slices, p = args
+        if not deep:
+            return unroll(line, rows, states, (x, origin, steps, 0, p))
+        for kd in range(slices[0], slices[1]):
+            states = unroll(line, rows, states, (x, origin + kd * steps[0], steps, kd * (rows * columns), p))
+        return states
+
+    return window
+
+
+def _asked(dtype, lanes, window):
+    """(x, origin, c, step, far): ask for what a window is the first to read of its channels, from c on, that far ahead: of the rows that
+    the windows above do not read, as many columns as windows are apart."""
+    first, line = max(0, window.rows - window.stride_h), ahead.LINE * 8 // dtype.bitwidth
+    ahead_by, lines = window.stride_w, -(-window.together * lanes * window.stride_w // line)
+    count = (window.rows - first) * lines
+
+    @jitable
+    def one(done, i, args):
+        x, at, step = args
+        prefetch(x, at + (first + i // lines) * step + i % lines * line)
+        return done
+
+    @jitable
+    def ask(x, origin, c, step, far):
+        if far > 0:
+            unroll(one, count, 0, (x, origin + c * ahead_by + far, step))
+
+    return ask
+
+
+def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of):
     """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
-    window, survey = (_window(step, tapped, lanes, registers, width) for step in (A.step, A.survey or A.step))
+    window, survey = window_of(A.step, tapped, lanes, registers), window_of(A.survey or A.step, tapped, lanes, registers)
     (_, put), (_, put_kept) = _access(lanes, past), _access(lanes)
 
     @jitable
@@ -132,29 +204,46 @@ def _pooled(kind, dtype, saved, saves, lanes, registers, width, past):
         return states
 
     @jitable
-    def pool(y, kept, out, tap, count, size, draws, args):
-        c, C, whole, p = args[6], args[7], args[8], args[12]
+    def pool(y, kept, out, tap, count, size, draws, channels, p, args):
         zero = splat(real(0), L)
         totals = repeat(zero, registers)
         if surveys:
             totals = survey(totals, args)
         states = repeat(begin(zero, splat(tapped(tap), L), zero, zero), registers)
         states = unroll(begun, registers, states, (totals, tap, *draws))
-        unroll(ended, registers, window(states, args), (y, kept, out, c, C, whole, splat(count, L), splat(size, L), p))
+        unroll(ended, registers, window(states, args), (y, kept, out, *channels, splat(count, L), splat(size, L), p))
 
     return pool
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, group, width, past):
+def forward(kind, dtype, saved, saves, lanes, group, written_out, past):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
-    and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; elements to ask ahead, or 0; the seed's halves; the
-    reduction's parameters.  y and saved are dense.  ``width``: columns of the window, if they are written out, or 0.  ``past``: y, whose
-    pixels are whole cache lines, is written past the caches."""
+    and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the first column of outputs whose windows lie inside from
+    side to side, and the end of these; elements to ask ahead, or 0; the seed's halves; the reduction's parameters.  y and saved are dense.
+    ``written_out``: how windows go that lie inside; None: as the others.  ``past``: y, whose pixels are whole cache lines, is
+    written past the caches.
+
+    Pixels whose windows lie inside go by themselves: us a call, one core (Zen 5), max, without and with, 8x256x56x56 2x2 s2 943 and 525,
+    3x3 s2 p1 1,250 and 730, 8x64x112x112 774 and 600, 1,066 and 756.
+    """
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     ask = ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
-    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, width, past) for registers in (group, 1))
+    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, past, _bounded) for registers in (group, 1))
+    within = written_out or WrittenOut(1, False, 1, 1, 1, 1)
+    inner = _pooled(kind, dtype, saved, saves, lanes, within.together, past, lambda *step: _written_out(*step, *within[1:4]))
+    ask_within, writes_out, piece, part = _asked(dtype, lanes, within), written_out is not None, group * lanes, within.together * lanes
+
+    @jitable
+    def draws_at(array, drawn, n, position, C, k0, k1):
+        if drawing and C <= DRAWN and (n, position // 4) != drawn:
+            fill_draws(array, DRAWN, position, n * C, C, k0, k1)
+        return n, position // 4
+
+    @jitable
+    def draws_of(array, n, position, c, C, k0, k1):
+        return array, position % 4 * DRAWN + c if C <= DRAWN else -1, position, n * C + c, k0, k1
 
     def kernel(args, start, stop):
         x, y, kept = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, saved)
@@ -162,40 +251,54 @@ def forward(kind, dtype, saved, saves, lanes, group, width, past):
         counts_d, counts_h, counts_w = pointer(args, 6, real), pointer(args, 7, real), pointer(args, 8, real)
         C, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 9, 9)
         steps = integers(args, 18, 3)
-        KD, KH, KW, SH, SW, far, k0, k1 = integers(args, 21, 8)
-        p, fill, size = numbers(args, 29, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
+        KD, KH, KW, SH, SW, inside_from, inside_to, far, k0, k1 = integers(args, 21, 10)
+        p, fill, size = numbers(args, 31, P, real, L), neutral(splat(real(0), L)), real(KD * KH * KW)
         array, drawn = stacked(room, real), (-1, -1)
         for job in range(start, stop):
             n, r = job // (OD * OH), job % (OD * OH)
             od, oh = r // OH, r % OH
             slices, lines = (spans_d[3 * od + 1], spans_d[3 * od + 2]), (spans_h[3 * oh + 1], spans_h[3 * oh + 2])
             row = n * stride_n + spans_d[3 * od] * stride_d + spans_h[3 * oh] * stride_h
-            lowest = row + (slices[1] - 1) * steps[0] + (lines[1] - 1) * steps[1]
+            deepest = (slices[1] - 1) * steps[0]
+            lowest = row + deepest + (lines[1] - 1) * steps[1]
             row_count, row_tap = counts_d[od] * counts_h[oh], (slices[0] * KH + lines[0]) * KW
-            for ow in range(OW):
+            fresh = max(lines[0], lines[1] - SH) if far > 0 else lines[1]  # of the rows that this row of outputs is the first to read
+            inside = writes_out and lines[1] - lines[0] == KH
+            ow = 0
+            while ow < OW:
                 columns = spans_w[3 * ow + 1], spans_w[3 * ow + 2]
                 edge = spans_w[3 * ow] * stride_w
-                last = lowest + edge + (columns[1] - 1) * steps[2]
-                fresh = max(lines[0], lines[1] - SH) if far > 0 else lines[1]
-                for kh in range(fresh, lines[1]):  # the rows that this row of outputs is the first to read
-                    ask(x, row + edge + (slices[1] - 1) * steps[0] + kh * steps[1] + far, SW * C)
-                out, tap, count = (job * OW + ow) * C, row_tap + columns[0], row_count * counts_w[ow]
-                if drawing and C <= DRAWN and (n, (r * OW + ow) // 4) != drawn:
-                    drawn = n, (r * OW + ow) // 4
-                    fill_draws(array, DRAWN, r * OW + ow, n * C, C, k0, k1)
+                tap, count = row_tap + columns[0], row_count * counts_w[ow]
+                if inside and ow == inside_from:
+                    while ow < inside_to:
+                        origin = row + edge
+                        drawn = draws_at(array, drawn, n, r * OW + ow, C, k0, k1)
+                        for c in range(0, C, part):
+                            draws = draws_of(array, n, r * OW + ow, c, C, k0, k1)
+                            ask_within(x, origin + deepest, c, steps[1], far)
+                            window = x, origin + c, steps, slices, p
+                            inner(y, kept, (job * OW + ow) * C, tap, count, size, draws, (c, C, True), p, window)
+                        edge += SW * stride_w
+                        ow += 1
+                    continue
+                for kh in range(fresh, lines[1]):
+                    ask(x, row + edge + deepest + kh * steps[1] + far, SW * C)
+                drawn = draws_at(array, drawn, n, r * OW + ow, C, k0, k1)
+                out, last = (job * OW + ow) * C, lowest + edge + (columns[1] - 1) * steps[2]
                 c = 0
                 while c < C:
-                    at = (r * OW + ow) % 4 * DRAWN + c if C <= DRAWN else -1
-                    draws = array, at, r * OW + ow, n * C + c, k0, k1
-                    if c + group * L <= C:
-                        window = x, row + edge, steps, slices, lines, columns, c, C, True, KH, KW, fill, p
-                        several(y, kept, out, tap, count, size, draws, window)
-                        c += group * L
+                    draws = draws_of(array, n, r * OW + ow, c, C, k0, k1)
+                    if c + piece <= C:
+                        channels = c, C, True
+                        window = x, row + edge, steps, slices, lines, columns, channels, KH, KW, fill, p
+                        several(y, kept, out, tap, count, size, draws, channels, p, window)
+                        c += piece
                     else:
-                        whole = c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end)
-                        window = x, row + edge, steps, slices, lines, columns, c, C, whole, KH, KW, fill, p
-                        one(y, kept, out, tap, count, size, draws, window)
+                        channels = c, C, c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end)
+                        window = x, row + edge, steps, slices, lines, columns, channels, KH, KW, fill, p
+                        one(y, kept, out, tap, count, size, draws, channels, p, window)
                         c += L
+                ow += 1
         if past:
             settle()
 

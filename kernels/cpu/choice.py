@@ -578,11 +578,10 @@ def _channels_last_forward(asked):
     lanes, tables, window, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.window, geometry.strides
     sizes = (
         *map(tables.spans, range(3)), *tables.counts(), channels, *tables.out, sn, *steps, geometry.end, *tables.steps(),
-        *window.kernel_size, *window.stride[1:], ahead.distance_in(dtype, _elements(*geometry.shape)),
+        *window.kernel_size, *window.stride[1:], *tables.whole(2), ahead.distance_in(dtype, _elements(*geometry.shape)),
     )  # fmt: skip
-    columns = window.kernel_size[2] if window.regular and window.kernel_size[2] <= MOST_ROWS else 0
     past = _goes_past(dtype, _elements(n, channels, *tables.out), channels)
-    constants = kind, dtype, kept, saves, lanes, last.group(kind, lanes, channels), columns, past
+    constants = kind, dtype, kept, saves, lanes, last.group(kind, lanes, channels), last.written_out(window, lanes, channels), past
     return Choice(last.forward, constants, n * tables.out[0] * tables.out[1], sizes, tables)
 
 

@@ -75,6 +75,12 @@ class Tables:
     def spans(self, axis):
         return self._address(np.stack(self.found[axis], 1).astype(np.int64))
 
+    def whole(self, axis):
+        """(first, end) of the outputs along an axis whose windows lie inside the input; (0, 0) where none does."""
+        _, first, end = self.found[axis]
+        inside = np.flatnonzero((first == 0) & (end == self.window.kernel_size[axis]))
+        return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+
     def first(self, dtype):
         """The first tap inside of each column, in the dtype that counts taps."""
         return self._address(np.pad(self.found[2][1], (0, PADDING)).astype(dtype.name))
