@@ -43,16 +43,6 @@ MOST = 3
 """Rows, columns and strides of windows that are written out where they lie inside."""
 
 
-def group(kind, lanes, channels):
-    """How many registers of channels go through a window together: WIDE where there are so many channels, and 32 registers for what they
-    carry, so that memory is read in longer pieces (8x256x56x56 max 2x2 s2 2.7 to 2.1 ms, 3x3 s2 p1 3.9 to 3.1; of 64 channels three taps
-    wide, GROUP 4.6 and one by one 6.8)."""
-    fits = register_bytes() == 64 and not kind.draws and len(members(kind, None)) <= 2
-    if fits and channels >= WIDE * lanes:
-        return WIDE
-    return next((several for several in (GROUP, 2) if channels >= several * lanes), 1)
-
-
 class WrittenOut(NamedTuple):
     """Windows whose taps are written out where they lie inside: of this many registers of channels at once, which divide the channels, and
     of such sizes and strides."""
@@ -65,6 +55,10 @@ class WrittenOut(NamedTuple):
     stride_w: int
 
 
+NONE = WrittenOut(1, False, 1, 1, 1, 1)
+"""Compiled, but not run, where windows inside go as the others."""
+
+
 def written_out(window, lanes, channels):
     """How windows inside go, or None: those of few rows, columns and strides, of channels that fill registers."""
     sizes = *window.kernel_size[1:], *window.stride[1:]
@@ -72,6 +66,18 @@ def written_out(window, lanes, channels):
     if not together or not window.regular or max(sizes) > MOST:
         return None
     return WrittenOut(together, window.kernel_size[0] > 1, *sizes)
+
+
+def group(kind, lanes, channels, within=None):
+    """How many registers of channels go through a window together: WIDE where there are so many channels, and 32 registers for what they
+    carry, so that memory is read in longer pieces (8x256x56x56 max 2x2 s2 2.7 to 2.1 ms, 3x3 s2 p1 3.9 to 3.1; of 64 channels three taps
+    wide, GROUP 4.6 and one by one 6.8).  Where windows ``within`` are written out, so many that none is left."""
+    fits = register_bytes() == 64 and not kind.draws and len(members(kind, None)) <= 2
+    if fits and channels >= WIDE * lanes and (within is None or channels % (WIDE * lanes) == 0):
+        return WIDE
+    if within:
+        return within.together
+    return next((several for several in (GROUP, 2) if channels >= several * lanes), 1)
 
 
 DRAWN = 2048
@@ -175,8 +181,8 @@ def _asked(dtype, lanes, window):
     return ask
 
 
-def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of):
-    """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``."""
+def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of, draws_made=False):
+    """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``; ``draws_made``: none is made here."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
     window, survey = window_of(A.step, tapped, lanes, registers), window_of(A.survey or A.step, tapped, lanes, registers)
@@ -187,7 +193,7 @@ def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of):
         totals, tap, array, at, position, plane, k0, k1 = args
         zero = u = splat(real(0), L)
         if draws:
-            if at >= 0:
+            if draws_made or at >= 0:
                 u = load(array, at + i * L, L)
             else:
                 planes = splat(uint32(plane + i * L), L) + lane_index(uint32, L)
@@ -217,12 +223,12 @@ def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of):
 
 
 @specialised
-def forward(kind, dtype, saved, saves, lanes, group, written_out, past):
+def forward(kind, dtype, saved, saves, lanes, group, within, past):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
     and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the first column of outputs whose windows lie inside from
     side to side, and the end of these; elements to ask ahead, or 0; the seed's halves; the reduction's parameters.  y and saved are dense.
-    ``written_out``: how windows go that lie inside; None: as the others.  ``past``: y, whose pixels are whole cache lines, is
-    written past the caches.
+    ``within``: how windows go that lie inside, of channels in groups that leave none; None: as the others.  ``past``: y, whose pixels are
+    whole cache lines, is written past the caches.
 
     Pixels whose windows lie inside go by themselves: us a call, one core (Zen 5), max, without and with, 8x256x56x56 2x2 s2 943 and 525,
     3x3 s2 p1 1,250 and 730, 8x64x112x112 774 and 600, 1,066 and 756.
@@ -231,9 +237,10 @@ def forward(kind, dtype, saved, saves, lanes, group, written_out, past):
     ask = ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
     several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, past, _bounded) for registers in (group, 1))
-    within = written_out or WrittenOut(1, False, 1, 1, 1, 1)
-    inner = _pooled(kind, dtype, saved, saves, lanes, within.together, past, lambda *step: _written_out(*step, *within[1:4]))
-    ask_within, writes_out, piece, part = _asked(dtype, lanes, within), written_out is not None, group * lanes, within.together * lanes
+    window = within or NONE
+    inner = _pooled(kind, dtype, saved, saves, lanes, window.together, past, lambda *step: _written_out(*step, *window[1:4]), True)
+    ask_within, piece, part = _asked(dtype, lanes, window), group * lanes, window.together * lanes
+    writes_out, leaves = within is not None, within is None
 
     @jitable
     def draws_at(array, drawn, n, position, C, k0, k1):
@@ -263,16 +270,17 @@ def forward(kind, dtype, saved, saves, lanes, group, written_out, past):
             lowest = row + deepest + (lines[1] - 1) * steps[1]
             row_count, row_tap = counts_d[od] * counts_h[oh], (slices[0] * KH + lines[0]) * KW
             fresh = max(lines[0], lines[1] - SH) if far > 0 else lines[1]  # of the rows that this row of outputs is the first to read
-            inside = writes_out and lines[1] - lines[0] == KH
+            inside = writes_out and lines[1] - lines[0] == KH and not (drawing and C > DRAWN)
             ow = 0
             while ow < OW:
                 columns = spans_w[3 * ow + 1], spans_w[3 * ow + 2]
                 edge = spans_w[3 * ow] * stride_w
                 tap, count = row_tap + columns[0], row_count * counts_w[ow]
-                if inside and ow == inside_from:
-                    while ow < inside_to:
+                drawn = draws_at(array, drawn, n, r * OW + ow, C, k0, k1)
+                if inside and inside_from <= ow < inside_to:
+                    end = ow + 1 if drawing else inside_to
+                    while ow < end:
                         origin = row + edge
-                        drawn = draws_at(array, drawn, n, r * OW + ow, C, k0, k1)
                         for c in range(0, C, part):
                             draws = draws_of(array, n, r * OW + ow, c, C, k0, k1)
                             ask_within(x, origin + deepest, c, steps[1], far)
@@ -283,18 +291,17 @@ def forward(kind, dtype, saved, saves, lanes, group, written_out, past):
                     continue
                 for kh in range(fresh, lines[1]):
                     ask(x, row + edge + deepest + kh * steps[1] + far, SW * C)
-                drawn = draws_at(array, drawn, n, r * OW + ow, C, k0, k1)
                 out, last = (job * OW + ow) * C, lowest + edge + (columns[1] - 1) * steps[2]
                 c = 0
-                while c < C:
-                    draws = draws_of(array, n, r * OW + ow, c, C, k0, k1)
-                    if c + piece <= C:
-                        channels = c, C, True
-                        window = x, row + edge, steps, slices, lines, columns, channels, KH, KW, fill, p
-                        several(y, kept, out, tap, count, size, draws, channels, p, window)
-                        c += piece
-                    else:
-                        channels = c, C, c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end)
+                while c + piece <= C:
+                    draws, channels = draws_of(array, n, r * OW + ow, c, C, k0, k1), (c, C, True)
+                    window = x, row + edge, steps, slices, lines, columns, channels, KH, KW, fill, p
+                    several(y, kept, out, tap, count, size, draws, channels, p, window)
+                    c += piece
+                if leaves:
+                    while c < C:
+                        whole = c + L <= C or (out + c + L <= (job + 1) * OW * C and last + c + L <= x_end)
+                        draws, channels = draws_of(array, n, r * OW + ow, c, C, k0, k1), (c, C, whole)
                         window = x, row + edge, steps, slices, lines, columns, channels, KH, KW, fill, p
                         one(y, kept, out, tap, count, size, draws, channels, p, window)
                         c += L
@@ -359,15 +366,91 @@ def _gathered(kind, dtype, saved, lanes, registers, uniform, past):
     return gather
 
 
+def _gathered_inside(kind, dtype, saved, lanes, uniform, past, window):
+    """The gradients of ``window.stride_w`` pixels beside each other, the first of them the first column of a window ``ow``, of channels
+    from c on, from windows that are there: each one's gradient is read once for all of these pixels."""
+    A, L, R, SW, KW, real = arithmetic(kind), lanes, window.together, window.stride_w, window.columns, number(dtype)
+    share, reads_values, reads_saved, residue = A.share, A.reads_values, A.reads_saved, number(saved)
+    _, put = _access(lanes, past)
+    count, windows = R * SW, -(-KW // SW)
+
+    @jitable
+    def to_pixel(acc, b, args):
+        back, i, g, here, v, k, tap, part, size, p = args
+        kw, at = b + back * SW, b * R + i
+        if kw >= KW:
+            return acc
+        if not uniform:
+            g = share(g, phase(here, at), v, k, splat(residue(tap + kw), L), part, size, p)
+        return with_phase(acc, at, phase(acc, at) + g)
+
+    @jitable
+    def from_register(acc, i, args):
+        gy, kept, y, here, out, back, tap, part, size, p = args
+        g, at = load(gy, out + i * L, L), out + i * L
+        v = load(y, at, L) if reads_values else g
+        k = load(kept, at, L) if reads_saved else splat(residue(0), L)
+        return unroll(to_pixel, SW, acc, (back, i, g, here, v, k, tap, part, size, p))
+
+    @jitable
+    def from_window(acc, back, args):
+        gy, kept, y, here, out, C, tap, counts_w, ow, line_count, size, p = args
+        part = splat(line_count * counts_w[ow - back], L)
+        return unroll(from_register, R, acc, (gy, kept, y, here, out - back * C, back, tap, part, size, p))
+
+    @jitable
+    def read(values, at, args):
+        x, pixel, step = args
+        return with_phase(values, at, load(x, pixel + at // R * step + at % R * L, L))
+
+    @jitable
+    def written(acc, at, args):
+        gx, target, C, part, size, p = args
+        value = phase(acc, at)
+        if uniform:
+            zero, nothing = splat(real(0), L), splat(residue(0), L)
+            value = share(value, zero, zero, nothing, nothing, part, size, p)
+        put(gx, target + at // R * C, at % R * L, C, True, value)
+        return acc
+
+    @jitable
+    def gather(gx, target, pixel, step, c, ow, args):
+        gy, kept, x, y, tables, near_d, near_h, image, C, OH, OW, KH, size, p = args
+        pairs_d, pairs_h, _, counts_d, counts_h, counts_w = tables
+        acc = repeat(splat(real(0), L), count)
+        here = acc
+        if reads_values:
+            here = unroll(read, count, here, (x, pixel + c, step))
+        for i in range(near_d[0], near_d[1], 2):
+            od, kd = pairs_d[i], pairs_d[i + 1]
+            for j in range(near_h[0], near_h[1], 2):
+                oh, kh = pairs_h[j], pairs_h[j + 1]
+                out, tap = (image + (od * OH + oh) * OW + ow) * C + c, (kd * KH + kh) * KW
+                given = gy, kept, y, here, out, C, tap, counts_w, ow, counts_d[od] * counts_h[oh], size, p
+                acc = unroll(from_window, windows, acc, given)
+        part = splat(counts_d[0] * counts_h[0] * counts_w[0], L)
+        unroll(written, count, acc, (gx, target + c, C, part, size, p))
+
+    return gather
+
+
 @specialised
-def backward(kind, dtype, saved, lanes, group, uniform, past):
+def backward(kind, dtype, saved, lanes, group, uniform, past, within):
     """Arguments: gx, gy, saved, x, y; tables: the windows of each slice, row and column, counts of the same; C, D, H, W, OD, OH, OW; x's
-    strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; elements to ask ahead, or 0; the reduction's parameters.  gx, gy,
-    saved and y are dense; x and y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are
-    the same.  ``past``: gx, whose pixels are whole cache lines, is written past the caches."""
+    strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; the first window from whose first column on pixels go together, the
+    end of such windows, and that first column; elements to ask ahead, or 0; the reduction's parameters.  gx, gy, saved and y are dense; x
+    and y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are the same.  ``past``: gx,
+    whose pixels are whole cache lines, is written past the caches.  ``within``: how pixels go together, as many as windows are apart, or
+    None: each by itself.
+
+    us a call, one core (Zen 5), max 3x3 s2 p1, each by itself and together: 8x64x112x112 1,056 and 639, 8x256x56x56 825 and 620,
+    32x64x32x32 343 and 257, 8x512x14x14 116 and 85, 64x512x7x7 236 and 163; 2x2 s2 772 and 657, 777 and 665, 283 and 228, 91 and 67."""
     P, L, real = len(kind.parameters), lanes, number(dtype)
     reads_values = arithmetic(kind).reads_values
     several, one = (_gathered(kind, dtype, saved, lanes, registers, uniform, past) for registers in (group, 1))
+    window = within or NONE
+    beside, SW = _gathered_inside(kind, dtype, saved, lanes, uniform, past, window), window.stride_w
+    piece, part, leaves = group * lanes, window.together * lanes, within is None
     ask = ahead.asking(dtype)
 
     def kernel(args, start, stop):
@@ -377,14 +460,30 @@ def backward(kind, dtype, saved, lanes, group, uniform, past):
         counts_d, counts_h, counts_w = pointer(args, 8, real), pointer(args, 9, real), pointer(args, 10, real)
         tables = pairs_d, pairs_h, pairs_w, counts_d, counts_h, counts_w
         C, D, H, W, OD, OH, OW, stride_n, stride_d, stride_h, stride_w, x_end = integers(args, 11, 12)
-        KD, KH, KW, y_end, far = integers(args, 23, 5)
-        p, size = numbers(args, 28, P, real, L), splat(real(KD * KH * KW), L)
+        KD, KH, KW, y_end, inside_from, inside_to, pixel_from, far = integers(args, 23, 8)
+        p, size = numbers(args, 31, P, real, L), splat(real(KD * KH * KW), L)
         for job in range(start, stop):
             n, r = job // (D * H), job % (D * H)
             slice_, line = r // H, r % H
             near_d, near_h = (pairs_d[slice_], pairs_d[slice_ + 1]), (pairs_h[line], pairs_h[line + 1])
             row, image = n * stride_n + slice_ * stride_d + line * stride_h, n * OD * OH * OW
-            for w in range(W):
+            w = 0
+            while w < W:
+                if inside_from < inside_to and w == pixel_from and near_d[0] < near_d[1] and near_h[0] < near_h[1]:
+                    last = (image + (pairs_d[near_d[1] - 2] * OH + pairs_h[near_h[1] - 2]) * OW) * C
+                    first = far > 0 and pairs_h[near_h[1] - 1] == 0
+                    window = gy, kept, x, y, tables, near_d, near_h, image, C, OH, OW, KH, size, p
+                    for ow in range(inside_from, inside_to):
+                        target, pixel = (job * W + w) * C, row + w * stride_w
+                        if first:
+                            ask(gy, last + ow * C + far, C)
+                        for c in range(0, C, part):
+                            if far > 0 and reads_values:
+                                for b in range(SW):
+                                    ask(x, pixel + b * stride_w + c + far, part)
+                            beside(gx, target, pixel, stride_w, c, ow, window)
+                        w += SW
+                    continue
                 near_w = pairs_w[w], pairs_w[w + 1]
                 target, pixel, last = (job * W + w) * C, row + w * stride_w, 0
                 if near_d[0] < near_d[1] and near_h[0] < near_h[1] and near_w[0] < near_w[1]:
@@ -395,15 +494,16 @@ def backward(kind, dtype, saved, lanes, group, uniform, past):
                     ask(x, pixel + far, C)
                 window = gy, kept, x, y, tables, near_d, near_h, near_w, image, C, OH, OW, KH, KW, size, p
                 c = 0
-                while c < C:
-                    if c + group * L <= C:
-                        several(gx, target, pixel, c, True, window)
-                        c += group * L
-                    else:
+                while c + piece <= C:
+                    several(gx, target, pixel, c, True, window)
+                    c += piece
+                if leaves:
+                    while c < C:
                         inside = target + c + L <= (job + 1) * W * C and last + c + L <= y_end
                         whole = c + L <= C or (inside and (not reads_values or pixel + c + L <= x_end))
                         one(gx, target, pixel, c, whole, window)
                         c += L
+                w += 1
         if past:
             settle()
 

@@ -81,6 +81,13 @@ class Tables:
         inside = np.flatnonzero((first == 0) & (end == self.window.kernel_size[axis]))
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
+    def gathered(self, axis):
+        """(first, end, at): the windows along an axis, not dilated, at whose beginnings begin ``stride`` positions that lie in no window
+        beyond the first or last, and the first one's place."""
+        taps, stride, padding = self.window.kernel_size[axis], self.window.stride[axis], self.window.padding[axis]
+        first = max(-(-taps // stride) - 1, -(-padding // stride))
+        return first, min(self.out[axis], (self.sizes[axis] + padding) // stride), first * stride - padding
+
     def first(self, dtype):
         """The first tap inside of each column, in the dtype that counts taps."""
         return self._address(np.pad(self.found[2][1], (0, PADDING)).astype(dtype.name))
