@@ -73,7 +73,7 @@ def test_nothing_positive_and_not_finite(training):
     assert x.grad[..., :2].eq(0).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 21, 37, 45), (2, 35, 5, 6), (2, 3, 20, 21)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 21, 37, 45), (2, 35, 5, 6), (2, 3, 20, 21), (1, 32, 9, 11), (1, 2096, 5, 6)], ids=str)
 def test_a_seed_means_one_result(shape):
     """The same draws for any layout and number of threads, and from torch.manual_seed as from a generator."""
     x = torch.rand(shape)
