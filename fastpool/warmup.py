@@ -39,9 +39,9 @@ MAPS = (112, 56, 28, 14, 7)
 a stride; less than a register of float32 with AVX-512, and with AVX2."""
 LARGE = 257
 """With this length a plane has more than 2**16 elements, and a global pooling saves 32 bits an output."""
-CHANNELS, FEW, OTHERS = 64, 32, (3, 4, 8, 16, 32, 1024)
+CHANNELS, FEW, OTHERS = 64, 32, (3, 4, 8, 16, 32, 1024, 24, 40, 72)
 """At least one register of any dtype; on the smallest maps also few planes; and on those in channels_last less than a register, one, two,
-and as many as kernels for many take."""
+as many as kernels for many take, and more than one, two and four that do not fill the last."""
 
 WINDOWS = ((2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 1, 0, 1), (3, 2, 0, 1), (5, 1, 2, 1), (9, 1, 4, 1), (13, 1, 6, 1))
 """(kernel_size, stride, padding, dilation) of the usual networks, on every axis."""

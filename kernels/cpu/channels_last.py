@@ -40,12 +40,12 @@ from .reduction import arithmetic, draw, draws_of_pixels, index, members
 GROUP, WIDE = 4, 16
 
 MOST = 3
-"""Rows, columns and strides of windows that are written out where they lie inside."""
+"""Rows, columns and strides of windows that are written out."""
 
 
 class WrittenOut(NamedTuple):
-    """Windows whose taps are written out where they lie inside: of this many registers of channels at once, which divide the channels, and
-    of such sizes and strides."""
+    """What of a window is written out: all taps of one that lies inside, of such sizes and strides, of this many registers of channels at
+    once, which divide the channels; or, ``together`` 0, the columns of a row, of which there may be none."""
 
     together: int
     deep: bool
@@ -55,27 +55,28 @@ class WrittenOut(NamedTuple):
     stride_w: int
 
 
-NONE = WrittenOut(1, False, 1, 1, 1, 1)
-"""Compiled, but not run, where windows inside go as the others."""
+NOTHING = WrittenOut(0, False, 0, 0, 1, 1)
 
 
 def written_out(window, lanes, channels):
-    """How windows inside go, or None: those of few rows, columns and strides, of channels that fill registers."""
+    """What of a window is written out: all, if its rows, columns and strides are few and channels fill registers."""
     sizes = *window.kernel_size[1:], *window.stride[1:]
     together = next((several for several in (GROUP, 2, 1) if channels % (several * lanes) == 0), 0)
-    if not together or not window.regular or max(sizes) > MOST:
-        return None
-    return WrittenOut(together, window.kernel_size[0] > 1, *sizes)
+    if not window.regular or window.kernel_size[2] > MOST:
+        return NOTHING
+    if together and max(sizes) <= MOST:
+        return WrittenOut(together, window.kernel_size[0] > 1, *sizes)
+    return NOTHING._replace(columns=window.kernel_size[2])
 
 
-def group(kind, lanes, channels, within=None):
+def group(kind, lanes, channels, within=NOTHING):
     """How many registers of channels go through a window together: WIDE where there are so many channels, and 32 registers for what they
     carry, so that memory is read in longer pieces (8x256x56x56 max 2x2 s2 2.7 to 2.1 ms, 3x3 s2 p1 3.9 to 3.1; of 64 channels three taps
     wide, GROUP 4.6 and one by one 6.8).  Where windows ``within`` are written out, so many that none is left."""
     fits = register_bytes() == 64 and not kind.draws and len(members(kind, None)) <= 2
-    if fits and channels >= WIDE * lanes and (within is None or channels % (WIDE * lanes) == 0):
+    if fits and channels >= WIDE * lanes and (within == NOTHING or channels % (WIDE * lanes) == 0):
         return WIDE
-    if within:
+    if within.together:
         return within.together
     return next((several for several in (GROUP, 2) if channels >= several * lanes), 1)
 
@@ -105,8 +106,8 @@ def _access(lanes, past=False):
     return fetch, put
 
 
-def _bounded(step, tapped, lanes, registers):
-    """(states, args) -> states, one a register, through the taps inside of one window."""
+def _bounded(step, tapped, lanes, registers, width):
+    """(states, args) -> states, one a register, through the taps inside of one window, ``width`` (0: any number of) columns wide."""
     fetch, _ = _access(lanes)
 
     @jitable
@@ -115,15 +116,21 @@ def _bounded(step, tapped, lanes, registers):
         return with_phase(states, i, step(phase(states, i), fetch(x, pixel, c + i * lanes, C, whole, fill), tap, p))
 
     @jitable
+    def column(states, kw, args):
+        x, row, step, channels, fill, tap, p = args
+        return unroll(stepped, registers, states, (x, row + kw * step, *channels, fill, splat(tapped(tap + kw), lanes), p))
+
+    @jitable
     def window(states, args):
         x, origin, steps, slices, lines, columns, channels, KH, KW, fill, p = args
         for kd in range(slices[0], slices[1]):
             for kh in range(lines[0], lines[1]):
-                row, tap = origin + kd * steps[0] + kh * steps[1], (kd * KH + kh) * KW
-                for kw in range(columns[0], columns[1]):
-                    states = unroll(
-                        stepped, registers, states, (x, row + kw * steps[2], *channels, fill, splat(tapped(tap + kw), lanes), p)
-                    )
+                row = x, origin + kd * steps[0] + kh * steps[1], steps[2], channels, fill, (kd * KH + kh) * KW, p
+                if width > 0 and columns[1] - columns[0] == width:
+                    states = unroll(column, width, states, row)
+                else:
+                    for kw in range(columns[0], columns[1]):
+                        states = column(states, kw, row)
         return states
 
     return window
@@ -160,11 +167,11 @@ def _written_out(step, tapped, lanes, registers, deep, rows, columns):
     return window
 
 
-def _asked(dtype, lanes, window):
+def _asked(dtype, lanes, registers, window):
     """(x, origin, c, step, far): ask for what a window is the first to read of its channels, from c on, that far ahead: of the rows that
     the windows above do not read, as many columns as windows are apart."""
     first, line = max(0, window.rows - window.stride_h), ahead.LINE * 8 // dtype.bitwidth
-    ahead_by, lines = window.stride_w, -(-window.together * lanes * window.stride_w // line)
+    ahead_by, lines = window.stride_w, -(-registers * lanes * window.stride_w // line)
     count = (window.rows - first) * lines
 
     @jitable
@@ -181,11 +188,12 @@ def _asked(dtype, lanes, window):
     return ask
 
 
-def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of, draws_made=False):
-    """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``; ``draws_made``: none is made here."""
+def _pooled(kind, dtype, saved, saves, lanes, registers, past, window_of, *constants):
+    """Pool one window's channels c .. c + registers * lanes - 1 and store them at ``out``.  Windows written out find their draws made."""
     A, L, real, tapped = arithmetic(kind), lanes, number(dtype), index(dtype, saved)
     begin, finish, drawn, surveys, draws = A.begin, A.finish, draw(kind, lanes), A.surveys, kind.draws
-    window, survey = window_of(A.step, tapped, lanes, registers), window_of(A.survey or A.step, tapped, lanes, registers)
+    window, survey = (window_of(step, tapped, lanes, registers, *constants) for step in (A.step, A.survey or A.step))
+    draws_made = window_of is _written_out
     (_, put), (_, put_kept) = _access(lanes, past), _access(lanes)
 
     @jitable
@@ -227,8 +235,7 @@ def forward(kind, dtype, saved, saves, lanes, group, within, past):
     """Arguments: x, y, saved; tables: spans of slices, rows and columns, counts of the same; C, OD, OH, OW; x's strides of N, D, H and W,
     and its end; dilated strides of slices, rows and columns; KD, KH, KW, SH, SW; the first column of outputs whose windows lie inside from
     side to side, and the end of these; elements to ask ahead, or 0; the seed's halves; the reduction's parameters.  y and saved are dense.
-    ``within``: how windows go that lie inside, of channels in groups that leave none; None: as the others.  ``past``: y, whose pixels are
-    whole cache lines, is written past the caches.
+    ``within``: what of windows is written out.  ``past``: y, whose pixels are whole cache lines, is written past the caches.
 
     Pixels whose windows lie inside go by themselves: us a call, one core (Zen 5), max, without and with, 8x256x56x56 2x2 s2 943 and 525,
     3x3 s2 p1 1,250 and 730, 8x64x112x112 774 and 600, 1,066 and 756.
@@ -236,11 +243,11 @@ def forward(kind, dtype, saved, saves, lanes, group, within, past):
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     ask = ahead.asking(dtype)
     drawing, fill_draws, room = kind.draws, draws_of_pixels(kind, lanes, real), 4 * DRAWN + lanes if kind.draws else 1
-    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, past, _bounded) for registers in (group, 1))
-    window = within or NONE
-    inner = _pooled(kind, dtype, saved, saves, lanes, window.together, past, lambda *step: _written_out(*step, *window[1:4]), True)
-    ask_within, piece, part = _asked(dtype, lanes, window), group * lanes, window.together * lanes
-    writes_out, leaves = within is not None, within is None
+    fills, leaves, together = within.together > 0, within.together == 0, max(1, within.together)
+    width = within.columns if leaves else 0
+    several, one = (_pooled(kind, dtype, saved, saves, lanes, registers, past, _bounded, width) for registers in (group, 1))
+    inner = _pooled(kind, dtype, saved, saves, lanes, together, past, _written_out, *within[1:4])
+    ask_within, piece, part = _asked(dtype, lanes, together, within), group * lanes, together * lanes
 
     @jitable
     def draws_at(array, drawn, n, position, C, k0, k1):
@@ -270,7 +277,7 @@ def forward(kind, dtype, saved, saves, lanes, group, within, past):
             lowest = row + deepest + (lines[1] - 1) * steps[1]
             row_count, row_tap = counts_d[od] * counts_h[oh], (slices[0] * KH + lines[0]) * KW
             fresh = max(lines[0], lines[1] - SH) if far > 0 else lines[1]  # of the rows that this row of outputs is the first to read
-            inside = writes_out and lines[1] - lines[0] == KH and not (drawing and C > DRAWN)
+            inside = fills and lines[1] - lines[0] == KH and not (drawing and C > DRAWN)
             ow = 0
             while ow < OW:
                 columns = spans_w[3 * ow + 1], spans_w[3 * ow + 2]
@@ -366,10 +373,10 @@ def _gathered(kind, dtype, saved, lanes, registers, uniform, past):
     return gather
 
 
-def _gathered_inside(kind, dtype, saved, lanes, uniform, past, window):
+def _gathered_inside(kind, dtype, saved, lanes, registers, uniform, past, window):
     """The gradients of ``window.stride_w`` pixels beside each other, the first of them the first column of a window ``ow``, of channels
     from c on, from windows that are there: each one's gradient is read once for all of these pixels."""
-    A, L, R, SW, KW, real = arithmetic(kind), lanes, window.together, window.stride_w, window.columns, number(dtype)
+    A, L, R, SW, KW, real = arithmetic(kind), lanes, registers, window.stride_w, window.columns, number(dtype)
     share, reads_values, reads_saved, residue = A.share, A.reads_values, A.reads_saved, number(saved)
     _, put = _access(lanes, past)
     count, windows = R * SW, -(-KW // SW)
@@ -440,17 +447,16 @@ def backward(kind, dtype, saved, lanes, group, uniform, past, within):
     strides of N, D, H and W, and its end; KD, KH, KW; the end of gy; the first window from whose first column on pixels go together, the
     end of such windows, and that first column; elements to ask ahead, or 0; the reduction's parameters.  gx, gy, saved and y are dense; x
     and y are read only by a reduction whose gradient needs them.  ``uniform``: it is linear, and all counts are the same.  ``past``: gx,
-    whose pixels are whole cache lines, is written past the caches.  ``within``: how pixels go together, as many as windows are apart, or
-    None: each by itself.
+    whose pixels are whole cache lines, is written past the caches.  ``within``: how pixels go together, as many as windows are apart, if
+    its channels fill registers; else each by itself.
 
     us a call, one core (Zen 5), max 3x3 s2 p1, each by itself and together: 8x64x112x112 1,056 and 639, 8x256x56x56 825 and 620,
     32x64x32x32 343 and 257, 8x512x14x14 116 and 85, 64x512x7x7 236 and 163; 2x2 s2 772 and 657, 777 and 665, 283 and 228, 91 and 67."""
     P, L, real = len(kind.parameters), lanes, number(dtype)
     reads_values = arithmetic(kind).reads_values
     several, one = (_gathered(kind, dtype, saved, lanes, registers, uniform, past) for registers in (group, 1))
-    window = within or NONE
-    beside, SW = _gathered_inside(kind, dtype, saved, lanes, uniform, past, window), window.stride_w
-    piece, part, leaves = group * lanes, window.together * lanes, within is None
+    together, leaves, SW = max(1, within.together), within.together == 0, within.stride_w
+    beside, piece, part = _gathered_inside(kind, dtype, saved, lanes, together, uniform, past, within), group * lanes, together * lanes
     ask = ahead.asking(dtype)
 
     def kernel(args, start, stop):

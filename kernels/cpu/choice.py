@@ -592,11 +592,11 @@ def _channels_last_backward(asked):
     n, channels, depth, height, _ = geometry.shape
     lanes, tables, window, (sn, _, *steps) = lanes_for(dtype, channels), Tables(geometry), geometry.window, geometry.strides
     uniform, within = tables.uniform(kind), last.written_out(window, lanes, channels)
-    if window.dilation[2] > 1 or (uniform and window.stride[2] == 1):  # the latter share nothing between pixels: 1,050 us and 1,150
-        within = None
+    if not within.together or window.dilation[2] > 1 or (uniform and window.stride[2] == 1):
+        within = last.NOTHING  # what is uniform and of stride 1 shares nothing between pixels: 1,050 us, and 1,150
     sizes = (
         *map(tables.windows, range(3)), *tables.counts(), *geometry.shape[1:], *tables.out, sn, *steps, geometry.end,
-        *window.kernel_size, _elements(n, channels, *tables.out), *(tables.gathered(2) if within else (0, 0, 0)),
+        *window.kernel_size, _elements(n, channels, *tables.out), *(tables.gathered(2) if within.together else (0, 0, 0)),
         ahead.distance_in(dtype, _elements(*geometry.shape)),
     )  # fmt: skip
     group, past = min(last.GROUP, last.group(kind, lanes, channels, within)), _goes_past(dtype, _elements(*geometry.shape), channels)
