@@ -50,6 +50,7 @@ GEOMETRIES = {
     "across-dilated": ((1, 37, 6, 9), window((2, 3), (1, 3), (1, 1), (3, 2))),
     "filled-3x3s2p1": ((2, 32, 7, 9), window((3, 3), (2, 2), (1, 1))),
     "filled-2x3s1": ((1, 64, 5, 6), window((2, 3), (1, 1))),
+    "filled-2x2s1s3": ((1, 64, 3, 8), window((2, 2), (1, 3))),
     "dilated-padding-only": ((1, 2, 2, 2), window((2, 2), (1, 1), (1, 1), (3, 3))),
 }
 LONG = {

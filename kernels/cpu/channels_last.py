@@ -237,8 +237,8 @@ def forward(kind, dtype, saved, saves, lanes, group, within, past):
     side to side, and the end of these; elements to ask ahead, or 0; the seed's halves; the reduction's parameters.  y and saved are dense.
     ``within``: what of windows is written out.  ``past``: y, whose pixels are whole cache lines, is written past the caches.
 
-    Pixels whose windows lie inside go by themselves: us a call, one core (Zen 5), max, without and with, 8x256x56x56 2x2 s2 943 and 525,
-    3x3 s2 p1 1,250 and 730, 8x64x112x112 774 and 600, 1,066 and 756.
+    Pixels whose windows lie inside go by themselves: us a call, one core (Zen 5), max, without and with, 8x256x56x56 2x2 s2 1,004 and 626,
+    3x3 s2 p1 1,211 and 721, 8x64x112x112 852 and 608, 1,139 and 835.
     """
     P, L, real, neutral = len(kind.parameters), lanes, number(dtype), arithmetic(kind).neutral
     ask = ahead.asking(dtype)
