@@ -39,9 +39,6 @@ from .reduction import arithmetic, draw, draws_of_pixels, index, members
 
 GROUP, WIDE = 4, 16
 
-MOST = 3
-"""Rows, columns and strides of windows that are written out."""
-
 
 class WrittenOut(NamedTuple):
     """What of a window is written out: all taps of one that lies inside, of such sizes and strides, of this many registers of channels at
@@ -58,21 +55,11 @@ class WrittenOut(NamedTuple):
 NOTHING = WrittenOut(0, False, 0, 0, 1, 1)
 
 
-def written_out(window, lanes, channels):
-    """What of a window is written out: all, if its rows, columns and strides are few and channels fill registers."""
-    sizes = *window.kernel_size[1:], *window.stride[1:]
-    together = next((several for several in (GROUP, 2, 1) if channels % (several * lanes) == 0), 0)
-    if not window.regular or window.kernel_size[2] > MOST:
-        return NOTHING
-    if together and max(sizes) <= MOST:
-        return WrittenOut(together, window.kernel_size[0] > 1, *sizes)
-    return NOTHING._replace(columns=window.kernel_size[2])
-
-
 def group(kind, lanes, channels, within=NOTHING):
     """How many registers of channels go through a window together: WIDE where there are so many channels, and 32 registers for what they
     carry, so that memory is read in longer pieces (8x256x56x56 max 2x2 s2 2.7 to 2.1 ms, 3x3 s2 p1 3.9 to 3.1; of 64 channels three taps
-    wide, GROUP 4.6 and one by one 6.8).  Where windows ``within`` are written out, so many that none is left."""
+    wide, GROUP 4.6 and one by one 6.8).  Of windows ``within``, written out, so many that none is left; WIDE only
+    where they divide the channels."""
     fits = register_bytes() == 64 and not kind.draws and len(members(kind, None)) <= 2
     if fits and channels >= WIDE * lanes and (within == NOTHING or channels % (WIDE * lanes) == 0):
         return WIDE

@@ -82,8 +82,8 @@ class Tables:
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
     def gathered(self, axis):
-        """(first, end, at): the windows along an axis, not dilated, at whose beginnings begin ``stride`` positions that lie in no window
-        beyond the first or last, and the first one's place."""
+        """(first, end, at): the windows along an axis, not dilated, from whose beginning on ``stride`` positions lie inside the input, and
+        in this window and the ones before it only, all of which exist; and where the first of them begins."""
         taps, stride, padding = self.window.kernel_size[axis], self.window.stride[axis], self.window.padding[axis]
         first = max(-(-taps // stride) - 1, -(-padding // stride))
         return first, min(self.out[axis], (self.sizes[axis] + padding) // stride), first * stride - padding
