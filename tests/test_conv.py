@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as T
 from cases import LAYOUTS
 from fastpool.kernels import simd
-from fastpool.kernels.cpu import blocking, channel_lanes, depthwise, pixel_lanes, plane_products
+from fastpool.kernels.cpu import ahead, blocking, channel_lanes, depthwise, pixel_lanes, plane_products
 from fastpool.kernels.cpu import weight_gradient as weight_gradients
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -433,7 +433,8 @@ def test_taps_in_the_padding_multiply_nothing(nest, layout, small):
 
 CHANNELS, PIXELS, WEIGHTS = "channel_lanes.forward", "pixel_lanes.forward", "weight_gradient.backward"
 PLANES = "plane_products.backward"
-SPREAD, PRODUCTS, OF_PIXELS = "depthwise.spread_rows", "depthwise.weights_of_rows", "depthwise.weights_of_pixels"
+SPREAD, PRODUCTS, OF_PIXELS = "depthwise.spread_rows", "depthwise.weights_of_rows", "depthwise.forward"
+LAST_PRODUCTS, BOTH = "depthwise.weights_of_pixels", {"spread": (2, 2)}
 
 REACHED = {
     # What must be among the kernels asked for: (nest, constants), by x, weight, arguments, layout, at 16 lanes.
@@ -455,14 +456,21 @@ REACHED = {
     "joined-runs": ((1, 4, 8, 9), (16, 4, 3, 3), {}, "contiguous", (WEIGHTS, {"rows": 12, "pixels": False})),
     "depthwise-rows": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", ("depthwise.forward_rows", {"high": 3})),
     "depthwise-planes": ((2, 5, 9, 13), (5, 1, 3, 3), {"dilation": 2, "groups": 5}, "contiguous", ("depthwise.forward_planes", {})),
-    "depthwise-pixels": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "channels_last", ("depthwise.forward", {"along": 3})),
+    "depthwise-pixels": ((2, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "channels_last", (OF_PIXELS, {"pixels": 7})),
+    "pixels-of-registers": ((2, 32, 5, 6), (32, 1, 3, 3), {"padding": 1, "groups": 32}, "channels_last", (OF_PIXELS, {"leaves": False})),
+    "one-pixel": ((1, 16, 3, 1), (16, 1, 3, 3), {"padding": 1, "groups": 16}, "channels_last", (OF_PIXELS, {"pixels": 1})),
+    "spread-pixels": ((2, 5, 9, 13), (5, 1, 3, 3), {"stride": 2, "groups": 5}, "channels_last", (OF_PIXELS, BOTH)),
+    "spread-rows": ((2, 16, 9, 20), (16, 1, 3, 3), {"stride": (2, 1), "groups": 16}, "channels_last", (OF_PIXELS, {"spread": (2, 1)})),
+    "spread-columns": ((2, 16, 9, 34), (16, 1, 1, 5), {"stride": (1, 2), "groups": 16}, "channels_last", (OF_PIXELS, {"spread": (1, 2)})),
+    "spread-without-taps": ((1, 16, 6, 7), (16, 1, 1, 1), {"stride": 2, "groups": 16}, "channels_last", (OF_PIXELS, BOTH)),
+    "spread-apart": ((1, 16, 30, 31), (16, 1, 3, 3), {"stride": 2, "dilation": 3, "groups": 16}, "channels_last", (OF_PIXELS, BOTH)),
     "spread": ((2, 5, 9, 13), (5, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 5}, "contiguous", (SPREAD, {"down": 2})),
     "spread-wide": ((1, 3, 5, 70), (3, 1, 2, 5), {"stride": (1, 2), "padding": 2, "groups": 3}, "contiguous", (SPREAD, {"down": 1})),
     "spread-past-the-kernel": ((1, 3, 6, 7), (3, 1, 1, 1), {"stride": 2, "groups": 3}, "contiguous", (SPREAD, {"lanes": 4})),
     "products": ((2, 5, 14, 20), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 7, "across": 1})),
     "products-s2": ((2, 5, 13, 70), (5, 1, 3, 3), {"stride": 2, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 6, "across": 2})),
     "products-of-planes": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 3, "groups": 3}, "contiguous", ("depthwise.weights_of_planes", {})),
-    "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (OF_PIXELS, {"down": 2})),
+    "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (LAST_PRODUCTS, {"down": 2})),
     "dots-by-outputs": ((2, 7, 24, 25), (33, 7, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": False})),
     "dots-by-inputs": ((2, 21, 24, 25), (5, 21, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": True})),
     "dots-of-groups": ((1, 9, 32, 33), (6, 3, 1, 1), {"groups": 3}, "contiguous", (PLANES, {})),
@@ -478,6 +486,30 @@ def test_each_nest_is_reached_and_right(name, ran):
     gy = integers(*truth(x, w, b, None, **more)[0].shape)
     assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), name)
     assert any(kind == nest and constants.items() <= found.items() for kind, found in ran), ran
+
+
+@pytest.mark.parametrize(
+    ("width", "kernel_size", "padding", "dilation", "differ"),
+    [(47, 5, 12, 6, [5, 5]), (5, 3, 20, 1, [4, 1])],
+    ids=["several", "all-outside"],
+)
+def test_tiles_of_pixels_that_reach_into_the_padding(width, kernel_size, padding, dilation, differ, ran):
+    x, w, b = LAYOUTS["channels_last"](integers(1, 16, 9, width)), integers(16, 1, 3, kernel_size), integers(16)
+    more = {"padding": (3, padding), "dilation": (3, dilation), "groups": 16}
+    gy = integers(*truth(x, w, b, None, **more)[0].shape)
+    assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), more)
+    assert [len(constants["sides"]) for kind, constants in ran if kind == OF_PIXELS] == differ
+
+
+@pytest.mark.parametrize(("stride", "pixels"), [(1, 8), (2, 4)])
+def test_maps_beyond_the_caches(stride, pixels, ran, monkeypatch):
+    """What is asked for ahead may lie behind the last map."""
+    monkeypatch.setattr(ahead, "CACHED", 0)
+    x, w, b = LAYOUTS["channels_last"](integers(2, 20, 9, 48 * stride)), integers(20, 1, 3, 3), integers(20)
+    more = {"stride": stride, "padding": 1, "groups": 20}
+    gy = integers(*truth(x, w, b, None, **more)[0].shape)
+    assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), more)
+    assert [constants["pixels"] for kind, constants in ran if kind == OF_PIXELS] == [pixels, pixels]
 
 
 def test_an_epilogue_reaches_the_nests(ran):

@@ -461,12 +461,24 @@ def test_products_with_the_rows_of_a_window_are_added(dtype, lanes, rows, high, 
 
 
 @specialised
-def pixels(dtype, lanes, rows, along, stride):
-    L, G, K, S, put = lanes, rows, along, stride, putting(lanes)
+def pixels(dtype, lanes, rows, along, stride, apart, kept, masked):
+    L, G, K, S, D, put = lanes, rows, along, stride, apart, putting(lanes)
+
+    if masked:
+
+        @jitable
+        def masking(count):
+            return between(0, 1, 0, count, L), splat(dtype(0), L)
+
+    else:
+
+        @jitable
+        def masking(count):
+            return ()
 
     def kernel(args, start, stop):
         x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
-        tile = add_pixels(repeat(splat(dtype(1), L), G), x, args[3], args[4], w, args[5], K, S)
+        tile = add_pixels(repeat(splat(dtype(1), L), G), x, args[3], args[4], w, args[5], K, S, D, kept, masking(args[6]))
         unroll(put, G, tile, (out,))
 
     return kernel
@@ -474,14 +486,24 @@ def pixels(dtype, lanes, rows, along, stride):
 
 @all_lanes
 @floats
-@pytest.mark.parametrize(("rows", "along", "stride"), [(1, 1, 1), (3, 3, 1), (2, 3, 2), (4, 2, 3)])
-def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride):
-    kind = np.dtype(str(FLOATS[dtype]))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "along", "stride", "apart", "kept"),
+    [(1, 1, 1, 1, (0, 1)), (3, 3, 1, 1, (1, 5)), (2, 3, 2, 2, (0, 7)), (4, 2, 3, 1, (2, 9)), (8, 3, 1, 1, (0, 9)), (2, 2, 1, 1, (0, 0))],
+)
+def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride, apart, kept, masked):
+    kind, count = np.dtype(str(FLOATS[dtype])), lanes - 1 if masked else lanes
     x, w = numbers(kind, 400), numbers(kind, 3 + along * lanes)
+    columns, lane = np.arange((rows - 1) * stride + (along - 1) * apart + 1), np.arange(lanes)
+    read = np.zeros_like(x)
+    inside = 7 + columns[slice(*kept)][:, None] * 21 + lane[:count]
+    read[inside] = x[inside]
+    if not masked:  # what is not read may be anything
+        x = np.where(np.isin(np.arange(x.size), inside), x, np.nan).astype(kind)
     out = np.full(rows * lanes, NAN, kind)
-    run(pixels(FLOATS[dtype], lanes, rows, along, stride), x, w, out, 7, 21, 3)
-    weights, lane = w[3:].reshape(along, lanes), np.arange(lanes)
-    expected = [1 + sum(x[7 + (r * stride + k) * 21 + lane] * weights[k] for k in range(along)) for r in range(rows)]
+    run(pixels(FLOATS[dtype], lanes, rows, along, stride, apart, kept, masked), x, w, out, 7, 21, 3, count)
+    weights = w[3:].reshape(along, lanes)
+    expected = [1 + sum(read[7 + (r * stride + k * apart) * 21 + lane] * weights[k] for k in range(along)) for r in range(rows)]
     assert out.tolist() == np.concatenate(expected).tolist()
 
 

@@ -27,8 +27,8 @@ def forward(geometry, after):
 def input_gradient(geometry, biased=False):
     """-> Convolution that takes gy, dense in geometry's layout, to gx, likewise, and where ``biased`` adds a bias."""
     parts = [stored(part) for part in correlation.input_gradient(geometry)]
-    if depthwise_plans.spreads_rows(parts, geometry):
-        return Convolution([depthwise_plans.SpreadRows(parts, geometry)])
+    if (spread := depthwise_plans.input_gradient(parts, geometry)) is not None:
+        return Convolution([spread])
     made = [part(problem, None) for problem in parts if biased or problem.weight_taps]
     return Convolution(made if len(made) == len(parts) else [Zeros(geometry), *made])
 

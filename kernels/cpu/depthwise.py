@@ -22,6 +22,7 @@ from ..simd import (
     phase,
     pointer,
     prefetch,
+    prefetch_to_write,
     repeat,
     scatter_between,
     splat,
@@ -44,101 +45,126 @@ and 990; of 192x28x28, which L2 and L3 hold, 310 to 320."""
 
 
 @specialised
-def forward(dtype, lanes, pixels, along, across, after):
-    """Jobs: (map, output row) of channels_last maps.  A tile is ``pixels`` outputs of a row by a register of channels; a row of the kernel
-    has ``along`` taps.  ``across``: the step along a row of which the taps lie side by side, so that outputs share them, or 0
-    (us, one core of Zen 5, so and not: 3x3 of 32x112x112 79 and 95, of 144x56x56 84 and 104).
+def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
+    """Channels_last maps, a convolution or its gradient by the input: a tile is ``pixels`` positions along a row by a register of channels.
+    ``step``: of x, rows and columns from position to position; ``spread``: the rows and columns of y that a position makes, one or two,
+    each by a correlation of its own.  ``shapes``: of these, of rows and of columns (taps, from a position's to the first, from tap to tap).
+    ``sides``: of a row's tiles, as far as they differ, from the first on, (whether a tile's last column of y is one too many, of each
+    correlation the columns of x, first and end, that are in the map).  ``leaves``: whether channels fill no register.
 
-    Arguments: x, packed weights, y; addresses of the tables, inside and taps; sizes, see depthwise_plans.py, the last of which says how far
-    behind an output row's first element to ask for what the next one reads anew, or 0 (us, a batch of 8, so and not: 3x3 of 32x112x112
-    1,410 and 1,740, of 144x56x56 1,350 and 1,640, with steps of 2 96x112x112 2,060 and 2,750), and whether to ask for what the next tile
-    writes (so and not, of 32x112x112 880 and 1,150, of 144x56x56 920 and 1,310); the activation's parameters."""
-    real, P, K, L, products, ask = number(dtype), pixels, along, lanes, pixels * along, ahead.asking(dtype)
-    ask_to_write = ahead.asking(dtype, True)
-    part = P * max(1, across) ** 2  # of a channel of x, what a tile reads that no row above it did
+    Jobs: (map, slice, row of positions).  Arguments: x, packed weights, correlation by correlation and within each from the first tap to
+    the last, y; sizes, see depthwise_plans.py; of each of ``sides`` the end of its tiles; the activation's parameters.  ``far``, a size,
+    says how far behind a row's first element to ask for what the next row reads anew, or 0 (us, a batch of 8, so and not: 3x3 of
+    32x112x112 640 and 960), and ``soon`` how far ahead to ask for what is written, or 0."""
+    real, P, L = number(dtype), pixels, lanes
+    (down, across), (tall, wide) = step, spread
+    doubles_down, doubles, ask, part = tall > 1, wide > 1, ahead.asking(dtype), pixels * down * across
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
 
-    if activates:
+    if leaves:
 
         @jitable
-        def finished(x, p):
-            return value(x, p)
+        def masking(c, C):
+            return between(c, 1, 0, C, L), splat(real(0), L)
+
+        @jitable
+        def write(y, at, x, given):
+            store_masked(y, at, x, given[0])
 
     else:
 
         @jitable
-        def finished(x, p):
-            return x
+        def masking(c, C):
+            return ()
 
-    @jitable
-    def add(tile, i, args):
-        x, w, row, taps, first, xw, weights = args
-        here, weight = load(x, row + taps[first + i // P] + i % P * xw, L), load(w, weights + i // P * L, L)
-        return with_phase(tile, i % P, fused(here, weight, phase(tile, i % P)))
+        @jitable
+        def write(y, at, x, given):
+            store(y, at, x)
 
     @jitable
     def put(tile, r, args):
-        y, at, step, p = args
-        store(y, at + r * step, finished(phase(tile, r), p))
+        y, at, apart, soon, given, p = args
+        if soon > 0:
+            prefetch_to_write(y, at + r * apart + soon)
+        found = phase(tile, r)
+        if activates:
+            found = value(found, p)
+        write(y, at + r * apart, found, given)
         return tile
 
-    @jitable
-    def several(x, w, y, at, to, taps, spans, sizes, p):
-        d0, d1, h0, h1 = spans
-        KH, M, xw, yw, mine = sizes
-        tile, pixel = repeat(load(w, mine, L), P), xw // max(1, across)
-        for d in range(d0, d1):
-            for h in range(h0, h1):
-                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * K) * L
-                if across > 0:
-                    tile = add_pixels(tile, x, row + taps[2 * M], pixel, w, weights, K, across)
-                else:
-                    tile = unroll(add, products, tile, (x, w, row, taps, 2 * M, xw, weights))
-        unroll(put, P, tile, (y, to, yw, p))
+    def correlation(of, kept, drops):
+        """Of one tile and register of channels."""
+        (high, low_h, apart_h), (along, low_w, apart_w) = shapes[of]
+        start, results = 1 + sum(h * w for (h, *_), (w, *_) in shapes[:of]), P - drops
 
-    @jitable
-    def one(x, w, y, at, to, taps, spans, k0, k1, sizes, mask, p):
-        d0, d1, h0, h1 = spans
-        KH, M, _, _, mine = sizes
-        total = load(w, mine, L)
-        for d in range(d0, d1):
-            for h in range(h0, h1):
-                row, weights = at + taps[d] + taps[M + h], mine + (1 + (d * KH + h) * K) * L
-                for k in range(k0, k1):
-                    here = load_masked(x, row + taps[2 * M + k], mask, splat(real(0), L))
-                    total = fused(here, load(w, weights + k * L, L), total)
-        store_masked(y, to, finished(total, p), mask)
+        @jitable
+        def made(x, w, y, at, to, mine, row, depth, strides, given, p):
+            d, D, KD, apart_d, H, xd, xh, xw, yw, soon = *depth, *strides
+            tile, at, row = repeat(load(w, mine, L), P), at + low_h * xh + low_w * xw, row + low_h
+            for i in range(KD):
+                if 0 <= d + i * apart_d < D:
+                    # LLVM writes this loop out.  From a first to an end it does not: us, a batch of 8, 192x28x28 235 for 195.
+                    for h in range(high):
+                        if 0 <= row + h * apart_h < H:
+                            here, weights = at + i * apart_d * xd + h * apart_h * xh, mine + (start + (i * high + h) * along) * L
+                            tile = add_pixels(tile, x, here, xw, w, weights, along, across, apart_w, kept, given)
+            unroll(put, results, tile, (y, to, wide * yw, soon, given, p))
+
+        return made
+
+    def tile_of(k):
+        """All that a tile of one of ``sides`` makes, or of one of those that follow, of all channels."""
+        drops, kept = sides[k]
+        # The same ones where there is one row or column.
+        evens, odds = (correlation(b, kept[b], drops and b == wide - 1) for b in (0, wide - 1))
+        below, last = (correlation(b, kept[b], drops and b == len(shapes) - 1) for b in (len(shapes) - wide, len(shapes) - 1))
+
+        @jitable
+        def made(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p):
+            yw = strides[4]
+            for c in range(0, C, L):
+                given, mine = masking(c, C), c * (T + 1)
+                if far >= 0:
+                    ask(x, far + c * part, L * part)
+                evens(x, w, y, at + c, to + c, mine, row, depth, strides, given, p)
+                if doubles:
+                    odds(x, w, y, at + c, to + yw + c, mine, row, depth, strides, given, p)
+                if doubles_down and rows > 1:
+                    below(x, w, y, at + c, to + yh + c, mine, row, depth, strides, given, p)
+                    if doubles:
+                        last(x, w, y, at + c, to + yh + yw + c, mine, row, depth, strides, given, p)
+
+        if k == len(sides) - 1:
+            return made
+        others = tile_of(k + 1)
+
+        @jitable
+        def found(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p):
+            if tile < ends[k]:
+                made(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p)
+            else:
+                others(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p)
+
+        return found
+
+    several, all_of = len(sides), tile_of(0)
 
     def kernel(args, start, stop):
         x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
-        inside, taps = pointer(args, 5, int64), pointer(args, 6, int64)
-        C, OD, OH, OW, KH, _, T, M, left, right, xn, xd, xh, xw, yn, yd, yh, yw, far = integers(args, 7, 19)
-        p, new = numbers(args, 26, count, real, L), xh // OW
+        C, T, OD, D, KD, low_d, step_d, apart_d, H, positions, OH, OW = integers(args, 5, 12)
+        xn, xd, xh, xw, yn, yd, yh, yw, far, soon = integers(args, 17, 10)
+        ends, p = integers(args, 27, several), numbers(args, 27 + several, count, real, L)
+        strides, new = (H, xd, xh, xw, yw, soon), xh * down // OW
         for job in range(start, stop):
-            n, od, oh = job // (OH * OD), job // OH % OD, job % OH
-            spans = inside[2 * od], inside[2 * od + 1], inside[2 * (OD + oh)], inside[2 * (OD + oh) + 1]
-            row, result = n * xn + od * xd + oh * xh, n * yn + od * yd + oh * yh
-            ow = 0
-            while ow < OW:
-                many = left <= ow < right and left + P <= right
-                if many:  # the last overlaps the one before
-                    ow = min(ow, right - P)
-                at, to = row + ow * xw, result + ow * yw
-                span = 2 * (OD + OH + ow)
-                for c in range(0, C, L):
-                    sizes = KH, M, xw, yw, c * (T + 1)
-                    if far > 0 and many:
-                        ask(x, row + far + ow * new + c * part, L * part)
-                        ask_to_write(y, to + P * yw + c * P, P * L)
-                    if many and c + L <= C:
-                        several(x, w, y, at + c, to + c, taps, spans, sizes, p)
-                    else:
-                        mask = between(c, 1, 0, C, L)
-                        for i in range(P if many else 1):
-                            k0, k1 = inside[span + 2 * i], inside[span + 2 * i + 1]
-                            one(x, w, y, at + i * xw + c, to + i * yw + c, taps, spans, k0, k1, sizes, mask, p)
-                ow += P if many else 1
+            n, od, t = job // (positions * OD), job // positions % OD, job % positions
+            d, rows = od * step_d + low_d, min(tall, OH - t * tall)
+            source, result = n * xn + d * xd + t * down * xh, n * yn + od * yd + t * tall * yh
+            for tile in range(ends[several - 1]):
+                ow = min(tile * P, OW - P)  # the last overlaps the one before
+                at, to, asked = source + ow * across * xw, result + ow * wide * yw, source + far + ow * new if far > 0 else -1
+                depth = d, D, KD, apart_d
+                all_of(tile, ends, x, w, y, at, to, t * down, depth, rows, C, T, yh, asked, strides, p)
 
     return kernel
 

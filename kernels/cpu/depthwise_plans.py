@@ -1,23 +1,24 @@
 """Depthwise convolutions and their gradients: which nest of depthwise.py, and its tables."""
 
+import itertools
 import math
 
 import numpy as np
 
 from ..simd import native_lanes, number
 from . import blocking, depthwise
-from .ahead import distance, distance_in
+from .ahead import distance_in
 from .geometry import itemsize, lanes_for
 from .parts import PHASES, Banded, Layout, Part
 from .pooling import Plan
-from .taps import end_of_x, in_order, inside_of, is_depthwise, lie_side_by_side
+from .taps import end_of_x, in_order, inside_of, is_depthwise, lie_side_by_side, regular
 
 
 def part(problem, after):
     """A depthwise correlation by a nest of its own, or None."""
     problem = in_order(problem)
     if problem.channels_last:
-        return _Pixels(problem, after)
+        return _Pixels([problem], (1, 1), [axis.outputs for axis in problem.axes], after)
     if _reads_rows(problem):
         return _Rows(problem, after)
     return _planes(problem, after) if problem.axes[2].step <= PHASES else None
@@ -29,35 +30,59 @@ def weight_gradient(problem):
 
 
 class _Pixels(Part):
-    """A depthwise correlation of channels_last maps."""
+    """A depthwise correlation of channels_last maps, or the several that a gradient by the input is."""
 
-    def __init__(self, problem, after):
-        dtype, real, channels = problem.dtype, number(problem.dtype), problem.groups
-        lanes, taps = native_lanes(dtype), len(problem.weight_taps)
-        self.itemsize, blocks = itemsize(real), -(-channels // lanes)
-        self.packed, self.panel = blocks * lanes * (taps + 1), 0
+    panel = 0
+
+    def __init__(self, parts, spread, size, after=None):
+        """``spread``: the rows and columns of y that a position makes; ``size``: y's."""
+        problem, (tall, wide), (_, OH, OW) = parts[0], spread, size
+        dtype, channels, (depth, height, width) = problem.dtype, problem.groups, problem.axes
+        picks, lanes = tuple(tap for part in parts for tap in part.weight_taps), native_lanes(dtype)
+        taps, blocks, maps = len(picks), -(-channels // lanes), problem.images * channels
+        self.itemsize, self.packed = itemsize(number(dtype)), blocks * lanes * (taps + 1)
         self.start = problem.y_start * itemsize(dtype)
-        counts = tuple(axis.outputs for axis in problem.axes)
-        self.products = problem.images * channels * taps * math.prod(counts)
-        self.form = dtype, "depthwise", problem.weight_taps, problem.weight_steps
-        inside, tables, steps = inside_of(problem.axes, problem.x_strides)
-        self.tables = inside, tables
-        KD, KH, KW = (len(axis.offsets) for axis in problem.axes)
-        whole = [o for o, (first, end) in enumerate(inside[sum(counts[:2]) :]) if first == 0 and end == KW]
-        left, right = (whole[0], whole[-1] + 1) if whole else (0, 0)
-        xn, yn, *y_steps = problem.x_strides[0], problem.y_strides[0], *problem.y_strides[2:]
-        addresses = inside.ctypes.data, tables.ctypes.data
-        sizes = *addresses, channels, *counts, KH, KW, taps, max(KD, KH, KW), left, right, xn, *steps, yn, *y_steps
-        elements = problem.images * channels * math.prod(axis.size for axis in problem.axes)
+        self.products = maps * taps * depth.outputs * height.outputs * width.outputs
+        self.form = dtype, "depthwise", picks, problem.weight_steps
+        asks, asks_to_write = (distance_in(dtype, maps * math.prod(n)) for n in ([axis.size for axis in problem.axes], size))
+        doubles = max(width.step, *spread) > 1
+        pixels = blocking.pixels_together(width.outputs, doubles and max(asks, asks_to_write) > 0)
+        sides, ends = _tiles_of_a_row(parts, pixels, wide, OW)
+        shapes = tuple(tuple((len(axis.offsets), *regular(axis)) for axis in part.axes[1:]) for part in parts)
+        low_d, apart_d = regular(depth)
+        xn, _, xd, xh, xw = problem.x_strides
+        yn, _, yd, yh, yw = problem.y_strides
         # From the first row of taps: behind the last one.
-        far = distance_in(dtype, elements) and int(tables[1, KH - 1]) + distance(dtype)
-        sizes = *sizes, far
-        pixels = blocking.pixels_together(right - left)
-        width = problem.axes[2]
-        across = width.step if KW > 1 and width.step <= 2 and lie_side_by_side(width) else 0
-        self.nest, self.constants, self.sizes = depthwise.forward, (dtype, lanes, pixels, KW, across, after), sizes
-        self.jobs = problem.images * counts[0] * counts[1]
-        self._packs(dtype, lanes, 1, channels, (0, problem.weight_steps[0], 0), 1, problem.weight_taps)
+        far = asks and max(height.offsets, default=0) * xh + asks
+        self.sizes = (
+            *(channels, taps, depth.outputs, depth.size, len(depth.offsets), low_d, depth.step, apart_d),
+            *(height.size, height.outputs, OH, width.outputs),
+            *(xn, xd, xh, xw, yn, yd, yh // tall, yw // wide, far, asks_to_write and pixels * yw, *ends),
+        )
+        self.nest, self.jobs = depthwise.forward, problem.images * depth.outputs * height.outputs
+        self.constants = dtype, lanes, pixels, (height.step, width.step), spread, shapes, sides, channels % lanes > 0, after
+        self._packs(dtype, lanes, 1, channels, (0, problem.weight_steps[0], 0), 1, picks)
+
+
+def _tiles_of_a_row(parts, pixels, wide, size):
+    """depthwise.forward's ``sides``, and of each the end of its tiles: of a row of y of ``size``, ``wide`` for each position."""
+    sides, outputs = [], parts[0].axes[2].outputs
+    for first in range(0, outputs, pixels):
+        first = min(first, outputs - pixels)
+        inside = tuple(_columns_inside(part.axes[2], first, pixels) for part in parts)
+        sides.append((wide * (first + pixels) > size, inside))
+    # Tiles that lie apart may be the same, left and right of a map.
+    runs = [(side, len(list(run))) for side, run in itertools.groupby(sides)]
+    return tuple(side for side, _ in runs), tuple(itertools.accumulate(count for _, count in runs))
+
+
+def _columns_inside(width, first, count):
+    """The first and the end of the columns inside that so many outputs read, from the first on."""
+    left, columns = first * width.step + min(width.offsets, default=0), 0
+    if width.offsets:
+        columns = (count - 1) * width.step + max(width.offsets) - min(width.offsets) + 1
+    begin, end = max(0, -left), min(columns, width.size - left)
+    return (begin, end) if begin < end else (0, 0)
 
 
 class _Rows(Part):
@@ -106,16 +131,21 @@ def _reads_rows(problem):
     return flat and small and lie_side_by_side(height) and lie_side_by_side(width) and problem.y_strides[4] == 1
 
 
-def spreads_rows(parts, geometry):
-    """Whether ``depthwise.spread_rows`` can run a gradient by the input."""
+def input_gradient(parts, geometry):
+    """What makes a gradient by the input, of which several correlations make neighbouring elements, in one pass, or None."""
     _, down, across = geometry.stride
-    taps = math.prod(geometry.weight_shape[2:])
-    if not (is_depthwise(parts[0]) and not geometry.channels_last and down <= 2 == across and taps <= blocking.WINDOW):
-        return False
     # Of each first row and column some; and in one slice, of which none reads another.
-    return len(parts) == down * across and all(
-        depth.step == 1 and depth.offsets == (0,) and all(map(lie_side_by_side, along)) for depth, *along in (part.axes for part in parts)
-    )
+    together = len(parts) == down * across > 1 and all(map(is_depthwise, parts))
+    if not together or max(down, across) > 2:
+        return None
+    parts = [in_order(part) if part.weight_taps else part for part in parts]
+    if geometry.channels_last:
+        return _Pixels(parts, (down, across), geometry.shape[2:])
+    flat = all(part.axes[0].step == 1 and part.axes[0].offsets == (0,) for part in parts)
+    side_by_side = all(lie_side_by_side(axis) for part in parts for axis in part.axes[1:])
+    if flat and side_by_side and across == 2 and math.prod(geometry.weight_shape[2:]) <= blocking.WINDOW:
+        return SpreadRows(parts, geometry)
+    return None
 
 
 class SpreadRows(Part):
@@ -124,7 +154,6 @@ class SpreadRows(Part):
     panel = 0
 
     def __init__(self, parts, geometry):
-        parts = [in_order(part) if part.weight_taps else part for part in parts]
         problem, (_, down, _) = parts[0], geometry.stride
         dtype, channels, (depth, height, width) = problem.dtype, problem.groups, problem.axes
         _, _, _, H, W = geometry.shape

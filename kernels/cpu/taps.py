@@ -22,6 +22,12 @@ def is_flat(problem):
     return same and (xh, xd) == (xw * width, xw * width * height) and (yh, yd) == (yw * width, yw * width * height)
 
 
+def regular(axis):
+    """(the first tap's offset, from tap to tap) of an axis in order."""
+    first, *others = axis.offsets or (0,)
+    return first, others[0] - first if others else 1
+
+
 def lie_side_by_side(axis):
     """Whether an axis's taps do."""
     return not axis.offsets or max(axis.offsets) - min(axis.offsets) == len(axis.offsets) - 1
