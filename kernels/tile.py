@@ -252,27 +252,60 @@ def add_pixels(tyctx, tile, x, at, pixel, w, w_at, along, stride, apart, kept, m
 
     def codegen(ctx, b, sig, args):
         value, pointer, at, pixel, w_pointer, w_at, *_, given = args
-        base, weights = _at(b, pointer, at), _at(b, w_pointer, w_at)
+        weights = _at(b, w_pointer, w_at)
         fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
         taps = [_load_whole(b, _at(b, weights, ir.Constant(I64, k * vec.lanes)), vec, w.dtype) for k in range(K)]
         found = [b.extract_value(value, r) for r in range(tile.count)]
-        for i in among:
-            if i % NEAR == 0 or i == among[0]:
-                near = _opaque(b, _at(b, base, b.mul(pixel, ir.Constant(I64, i // NEAR * NEAR))))
-            uses = [(r, k) for k in range(K) for r in range(tile.count) if r * step + k * dilation == i]
-            if not uses:
-                continue
-            place = _at(b, near, b.mul(pixel, ir.Constant(I64, i % NEAR)))
-            if len(masking):
-                here = _load_masked(b, place, vec, x.dtype, *(b.extract_value(given, j) for j in range(2)))
-            else:
-                here = _load_whole(b, place, vec, x.dtype)
+        masks = [b.extract_value(given, i) for i in range(len(masking))]
+        for here, uses in _pixels(b, vec, x.dtype, _at(b, pointer, at), pixel, tile.count, K, step, dilation, among, masks):
             for r, k in uses:
                 found[r] = fma([here, taps[k], found[r]])
         return ctx.make_tuple(b, tile, found)
 
     if number(x.dtype) == vec.dtype == w.dtype:
         return tile(tile, x, types.int64, types.int64, w, types.int64, along, stride, apart, kept, masking), codegen
+
+
+def _pixels(b, vec, storage, base, pixel, rows, along, stride, apart, among, masks):
+    """(a register, the (row, tap) pairs that read it) of each of those ``among`` the ones that ``rows`` of a tile read."""
+    for i in among:
+        if i % NEAR == 0 or i == among[0]:
+            near = _opaque(b, _at(b, base, b.mul(pixel, ir.Constant(I64, i // NEAR * NEAR))))
+        uses = [(r, k) for k in range(along) for r in range(rows) if r * stride + k * apart == i]
+        if uses:
+            place = _at(b, near, b.mul(pixel, ir.Constant(I64, i % NEAR)))
+            yield _load_masked(b, place, vec, storage, *masks) if masks else _load_whole(b, place, vec, storage), uses
+
+
+@intrinsic(prefer_literal=True)
+def add_pixel_products(tyctx, sums, x, at, down, pixel, given, along, stride, apart, kept, top, by, height, masking):
+    """sums[h * along + k] += x[at + h * down + (r * stride + k * apart) * pixel + lane] * given[r] for each r: ``add_pixels``'s gradient by
+    the weights, of several rows, each in the map where 0 <= top + h * by < height."""
+    vec = sums.dtype
+    K, step, dilation = (s.literal_value for s in (along, stride, apart))
+    among = range(*(column.literal_value for column in kept))
+
+    def codegen(ctx, b, sig, args):
+        value, pointer, at, down, pixel, given, *_, top, by, height, masking_ = args
+        masks = [b.extract_value(masking_, i) for i in range(len(masking))]
+        fma = functools.partial(_call_llvm, b, f"llvm.fma.{_intrinsic_suffix(vec)}", _vec_ir(vec))
+        rows = sig.args[5].count
+        totals = [b.extract_value(value, k) for k in range(sums.count)]
+        for h in range(sums.count // K):
+            found, before = list(totals), b.block
+            # As an unsigned number a row above the map is far below it.
+            with b.if_then(b.icmp_unsigned("<", b.add(top, b.mul(by, ir.Constant(I64, h))), height), likely=True):
+                base = _at(b, pointer, b.add(at, b.mul(down, ir.Constant(I64, h))))
+                for here, uses in _pixels(b, vec, x.dtype, base, pixel, rows, K, step, dilation, among, masks):
+                    for r, k in uses:
+                        found[h * K + k] = fma([here, b.extract_value(given, r), found[h * K + k]])
+                there = b.block
+            totals = [_either(b, (old, before), (new, there)) for old, new in zip(totals, found, strict=True)]
+        return ctx.make_tuple(b, sums, totals)
+
+    if number(x.dtype) == vec.dtype and given.dtype == vec:
+        place = [types.int64] * 3
+        return sums(sums, x, *place, given, along, stride, apart, kept, *place, masking), codegen
 
 
 def _either(b, *cases):

@@ -470,7 +470,7 @@ REACHED = {
     "products": ((2, 5, 14, 20), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 7, "across": 1})),
     "products-s2": ((2, 5, 13, 70), (5, 1, 3, 3), {"stride": 2, "groups": 5}, "contiguous", (PRODUCTS, {"rows": 6, "across": 2})),
     "products-of-planes": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 3, "groups": 3}, "contiguous", ("depthwise.weights_of_planes", {})),
-    "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (LAST_PRODUCTS, {"down": 2})),
+    "products-of-pixels": ((1, 3, 9, 9), (3, 1, 3, 3), {"stride": 2, "groups": 3}, "channels_last", (LAST_PRODUCTS, {"step": (2, 2)})),
     "dots-by-outputs": ((2, 7, 24, 25), (33, 7, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": False})),
     "dots-by-inputs": ((2, 21, 24, 25), (5, 21, 1, 1), {}, "contiguous", (PLANES, {"by_inputs": True})),
     "dots-of-groups": ((1, 9, 32, 33), (6, 3, 1, 1), {"groups": 3}, "contiguous", (PLANES, {})),
@@ -490,7 +490,7 @@ def test_each_nest_is_reached_and_right(name, ran):
 
 @pytest.mark.parametrize(
     ("width", "kernel_size", "padding", "dilation", "differ"),
-    [(47, 5, 12, 6, [5, 5]), (5, 3, 20, 1, [4, 1])],
+    [(47, 5, 12, 6, [5, 5, 8]), (5, 3, 20, 1, [4, 1, 6])],
     ids=["several", "all-outside"],
 )
 def test_tiles_of_pixels_that_reach_into_the_padding(width, kernel_size, padding, dilation, differ, ran):
@@ -498,7 +498,7 @@ def test_tiles_of_pixels_that_reach_into_the_padding(width, kernel_size, padding
     more = {"padding": (3, padding), "dilation": (3, dilation), "groups": 16}
     gy = integers(*truth(x, w, b, None, **more)[0].shape)
     assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), more)
-    assert [len(constants["sides"]) for kind, constants in ran if kind == OF_PIXELS] == differ
+    assert [len(constants["sides"]) for kind, constants in ran if kind in (OF_PIXELS, LAST_PRODUCTS)] == differ
 
 
 @pytest.mark.parametrize(("stride", "pixels"), [(1, 8), (2, 4)])

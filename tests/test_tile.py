@@ -26,6 +26,7 @@ from fastpool.kernels.simd import phase as of
 from fastpool.kernels.tile import (
     add_dots,
     add_outer,
+    add_pixel_products,
     add_pixels,
     add_products,
     add_taps,
@@ -504,6 +505,81 @@ def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride, apart, kep
     run(pixels(FLOATS[dtype], lanes, rows, along, stride, apart, kept, masked), x, w, out, 7, 21, 3, count)
     weights = w[3:].reshape(along, lanes)
     expected = [1 + sum(read[7 + (r * stride + k * apart) * 21 + lane] * weights[k] for k in range(along)) for r in range(rows)]
+    assert out.tolist() == np.concatenate(expected).tolist()
+
+
+@specialised
+def pixel_products(dtype, lanes, rows, high, along, stride, apart, kept, masked):
+    L, G, K, S, D, sums, put = lanes, rows, along, stride, apart, high * along, putting(lanes)
+
+    @jitable
+    def read(found, r, args):
+        return with_phase(found, r, load(args[0], r * L, L))
+
+    if masked:
+
+        @jitable
+        def masking(count):
+            return between(0, 1, 0, count, L), splat(dtype(0), L)
+
+    else:
+
+        @jitable
+        def masking(count):
+            return ()
+
+    def kernel(args, start, stop):
+        x, g, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
+        given = unroll(read, G, repeat(splat(dtype(0), L), G), (g,))
+        one, down, pixel, top, by, height = repeat(splat(dtype(1), L), sums), args[4], args[5], args[6], args[7], args[8]
+        found = add_pixel_products(one, x, args[3], down, pixel, given, K, S, D, kept, top, by, height, masking(args[9]))
+        unroll(put, sums, found, (out,))
+
+    return kernel
+
+
+@all_lanes
+@floats
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "high", "along", "stride", "apart", "kept", "top"),
+    [
+        (1, 1, 1, 1, 1, (0, 1), 0),
+        (4, 3, 3, 1, 1, (1, 5), 0),
+        (2, 2, 3, 2, 2, (0, 7), -1),
+        (3, 3, 2, 3, 1, (2, 8), 4),
+        (2, 1, 2, 1, 1, (0, 0), 0),
+    ],
+)
+def test_products_of_pixels_are_added(dtype, lanes, rows, high, along, stride, apart, kept, top, masked):
+    kind, count, by, height, down, pixel = np.dtype(str(FLOATS[dtype])), lanes - 1 if masked else lanes, 2, 6, 190, 21
+    x, g = numbers(kind, 3 * down + 50), numbers(kind, rows * lanes)
+    h, column, lane = np.ogrid[:high, : (rows - 1) * stride + (along - 1) * apart + 1, :count]
+    inside = (top + h * by >= 0) & (top + h * by < height) & (column >= kept[0]) & (column < kept[1])
+    read, places = np.zeros_like(x), (7 + h * down + column * pixel + lane)[inside & (lane >= 0)]
+    read[places] = x[places]
+    if not masked:  # what is not read may be anything
+        x = np.where(np.isin(np.arange(x.size), places), x, np.nan).astype(kind)
+    out = np.full(high * along * lanes, NAN, kind)
+    run(
+        pixel_products(FLOATS[dtype], lanes, rows, high, along, stride, apart, kept, masked),
+        x,
+        g,
+        out,
+        7,
+        down,
+        pixel,
+        top,
+        by,
+        height,
+        count,
+    )
+    lane = np.arange(lanes)
+    expected = [
+        1 + sum(read[7 + h * down + (r * stride + k * apart) * pixel + lane] * g[r * lanes + lane] for r in range(rows))
+        for h in range(high)
+        for k in range(along)
+    ]
     assert out.tolist() == np.concatenate(expected).tolist()
 
 

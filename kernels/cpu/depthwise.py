@@ -34,7 +34,7 @@ from ..simd import (
     unroll,
     with_phase,
 )
-from ..tile import add_pixels, add_products, add_scaled, add_tile, add_window, each, load_apart_masked, store_tile
+from ..tile import add_pixel_products, add_pixels, add_products, add_scaled, add_tile, add_window, each, load_apart_masked, store_tile
 from . import ahead, panel
 from .number import compiled, jitable
 
@@ -42,6 +42,44 @@ PIXELS_AHEAD = 64
 """Pixels of channels_last maps ahead for which gradients by the weights ask: a job reads one line of each, which the hardware does not
 follow.  us, a batch of 8, without, by 16, 32 and 64 ahead: 3x3 of 32x112x112 2,270, 1,330, 1,020 and 900; of 144x56x56 3,200, 1,800, 1,410
 and 990; of 192x28x28, which L2 and L3 hold, 310 to 320."""
+
+
+def _masking(real, lanes, leaves):
+    """(c, C) -> add_pixels's ``masking`` of the channels from c on, of C, where some are left over that fill no register."""
+    if leaves:
+
+        @jitable
+        def masking(c, C):
+            return between(c, 1, 0, C, lanes), splat(real(0), lanes)
+
+    else:
+
+        @jitable
+        def masking(c, C):
+            return ()
+
+    return masking
+
+
+def _one_of(makers, k=0):
+    """(tile, ends, result, args) -> what the first of ``makers``, from the k-th on, whose end lies behind the tile makes of the others."""
+    made = makers[k]
+    if k == len(makers) - 1:
+
+        @jitable
+        def found(tile, ends, result, args):
+            return made(result, args)
+
+        return found
+    others = _one_of(makers, k + 1)
+
+    @jitable
+    def found(tile, ends, result, args):
+        if tile < ends[k]:
+            return made(result, args)
+        return others(tile, ends, result, args)
+
+    return found
 
 
 @specialised
@@ -59,28 +97,9 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
     real, P, L = number(dtype), pixels, lanes
     (down, across), (tall, wide) = step, spread
     doubles_down, doubles, ask, part = tall > 1, wide > 1, ahead.asking(dtype), pixels * down * across
+    masking = _masking(real, lanes, leaves)
     activates = after is not None
     value, count = (compiled(after.value), len(after.defaults)) if activates else (None, 0)
-
-    if leaves:
-
-        @jitable
-        def masking(c, C):
-            return between(c, 1, 0, C, L), splat(real(0), L)
-
-        @jitable
-        def write(y, at, x, given):
-            store_masked(y, at, x, given[0])
-
-    else:
-
-        @jitable
-        def masking(c, C):
-            return ()
-
-        @jitable
-        def write(y, at, x, given):
-            store(y, at, x)
 
     @jitable
     def put(tile, r, args):
@@ -90,7 +109,10 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
         found = phase(tile, r)
         if activates:
             found = value(found, p)
-        write(y, at + r * apart, found, given)
+        if leaves:
+            store_masked(y, at + r * apart, found, given[0])
+        else:
+            store(y, at + r * apart, found)
         return tile
 
     def correlation(of, kept, drops):
@@ -113,15 +135,15 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
 
         return made
 
-    def tile_of(k):
-        """All that a tile of one of ``sides`` makes, or of one of those that follow, of all channels."""
-        drops, kept = sides[k]
+    def tile_of(drops, kept):
+        """All that a tile makes, of all channels."""
         # The same ones where there is one row or column.
         evens, odds = (correlation(b, kept[b], drops and b == wide - 1) for b in (0, wide - 1))
         below, last = (correlation(b, kept[b], drops and b == len(shapes) - 1) for b in (len(shapes) - wide, len(shapes) - 1))
 
         @jitable
-        def made(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p):
+        def made(result, args):
+            x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p = args
             yw = strides[4]
             for c in range(0, C, L):
                 given, mine = masking(c, C), c * (T + 1)
@@ -135,20 +157,11 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
                     if doubles:
                         last(x, w, y, at + c, to + yh + yw + c, mine, row, depth, strides, given, p)
 
-        if k == len(sides) - 1:
-            return made
-        others = tile_of(k + 1)
+            return result
 
-        @jitable
-        def found(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p):
-            if tile < ends[k]:
-                made(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p)
-            else:
-                others(tile, ends, x, w, y, at, to, row, depth, rows, C, T, yh, far, strides, p)
+        return made
 
-        return found
-
-    several, all_of = len(sides), tile_of(0)
+    several, all_of = len(sides), _one_of([tile_of(*side) for side in sides])
 
     def kernel(args, start, stop):
         x, w, y = pointer(args, 0, dtype), pointer(args, 1, real), pointer(args, 2, dtype)
@@ -164,7 +177,7 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
                 ow = min(tile * P, OW - P)  # the last overlaps the one before
                 at, to, asked = source + ow * across * xw, result + ow * wide * yw, source + far + ow * new if far > 0 else -1
                 depth = d, D, KD, apart_d
-                all_of(tile, ends, x, w, y, at, to, t * down, depth, rows, C, T, yh, asked, strides, p)
+                all_of(tile, ends, 0, (x, w, y, at, to, t * down, depth, rows, C, T, yh, asked, strides, p))
 
     return kernel
 
@@ -343,25 +356,49 @@ def forward_planes(dtype, lanes, rows, cols, stride, after, pixel):
 
 
 @specialised
-def weights_of_pixels(dtype, lanes, high, along, down, across):
-    """Gradient of the weights, of channels_last maps.  Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the
-    kernel are in registers together; each output row's are added to those of the others, as one sum of 100,000 products rounds too much.
+def weights_of_pixels(dtype, lanes, high, along, step, apart, sides, leaves):
+    """Gradient of the weights, of channels_last maps: a tile is pixels of a row of gy.  ``step``: of x, rows and columns from output to
+    output; ``apart``: of x, rows and columns from tap to tap; ``sides``: of a row's tiles, as far as they differ, from the first on,
+    (pixels, the columns of x, first and end, that are in the map).  ``leaves``: whether channels fill no register.
 
-    Arguments: x, gy, gw; addresses of the tables, inside and taps, and of where each tap lies in gw; sizes, see depthwise_plans.py."""
-    real, K, L, sums_together = number(dtype), along, lanes, high * along
+    Jobs: registers of channels.  The sums of ``high`` rows of ``along`` taps of the kernel are in registers together; each output row's
+    are added to those of the others, as one sum of 100,000 products rounds too much.  (us, a batch of 8, pixel by pixel and so: 192x28x28
+    310 and 200, 960x7x7 152 and 103.)
+    Arguments: x, gy, gw; the address of where each tap lies in gw; sizes, see depthwise_plans.py; of each of ``sides`` the end of its
+    tiles."""
+    real, K, L, (down, across), (apart_h, apart_w) = number(dtype), along, lanes, step, apart
+    several, sums_together, masking, wide = len(sides), high * along, _masking(real, lanes, leaves), sides[0][0]
+    new_h, new_w = min(down, high), min(across, along)
 
     @jitable
-    def add(sums, t, args):
-        x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero = args
-        if h0 <= h + t // K < h1 and k0 <= t % K < k1:
-            here = load_masked(x, at + taps[M + h + t // K] + taps[2 * M + t % K], mask, zero)
-            return with_phase(sums, t, fused(here, g, phase(sums, t)))
-        return sums
+    def given(found, r, args):
+        gy, at, apart, masks = args
+        prefetch(gy, at + (r + PIXELS_AHEAD) * apart)
+        if leaves:
+            return with_phase(found, r, load_masked(gy, at + r * apart, *masks))
+        return with_phase(found, r, load(gy, at + r * apart, L))
 
     @jitable
-    def add_inside(sums, t, args):
-        x, at, taps, M, h, g = args
-        return with_phase(sums, t, fused(load(x, at + taps[M + h + t // K] + taps[2 * M + t % K], L), g, phase(sums, t)))
+    def ask(done, i, args):
+        x, at, xh, xw = args
+        r, h, w = i // (new_h * new_w), i // new_w % new_h, i % new_w
+        ahead = (r + PIXELS_AHEAD) * across + (K - 1) * apart_w - w
+        prefetch(x, at + (high - 1) * apart_h * xh - h * xh + ahead * xw)
+        return done
+
+    def tile_of(count, kept):
+        asked = count * new_h * new_w
+
+        @jitable
+        def made(sums, args):
+            x, gy, at, to, xh, xw, yw, top, H, masks = args
+            unroll(ask, asked, 0, (x, at, xh, xw))
+            gys = unroll(given, count, repeat(splat(real(0), L), count), (gy, to, yw, masks))
+            return add_pixel_products(sums, x, at, apart_h * xh, xw, gys, K, across, apart_w, kept, top, apart_h, H, masks)
+
+        return made
+
+    all_of = _one_of([tile_of(*side) for side in sides])
 
     @jitable
     def put(sums, t, args):
@@ -370,42 +407,27 @@ def weights_of_pixels(dtype, lanes, high, along, down, across):
         return sums
 
     def kernel(args, start, stop):
-        x, gy, gw = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
-        inside, taps, places = pointer(args, 3, int64), pointer(args, 4, int64), pointer(args, 5, int64)
-        N, C, OD, OH, OW, _, KD, KH, M, xn, _, xd, xh, xw, yn, _, yd, yh, yw, step = integers(args, 6, 20)
-        zero = splat(real(0), L)
+        x, gy, gw, places = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype), pointer(args, 3, int64)
+        N, C, OD, D, KD, low_d, step_d, apart_d, OH, H, KH, low_h, low_w, weights = integers(args, 4, 14)
+        xn, xd, xh, xw, yn, yd, yh, yw = integers(args, 18, 8)
+        ends, zeros = integers(args, 26, several), repeat(splat(real(0), L), sums_together)
         for job in range(start, stop):
             c = job * L
-            mask, full = between(c, 1, 0, C, L), c + L <= C
-            for d in range(KD):
-                for h in range(0, KH, high):
-                    totals = repeat(zero, sums_together)
-                    for slab in range(N * OD * OH):
-                        n, od, oh = slab // (OD * OH), slab // OH % OD, slab % OH
-                        deep, tall = 2 * od, 2 * (OD + oh)
-                        h0, h1 = inside[tall], inside[tall + 1]
-                        if inside[deep] <= d < inside[deep + 1] and h < h1 and h0 < h + high:
-                            row = n * xn + od * xd + oh * xh + taps[d] + c
-                            result = n * yn + od * yd + oh * yh + c
-                            whole = full and h0 <= h and h + high <= h1
-                            sums = repeat(zero, sums_together)
-                            for ow in range(OW):
-                                span, at = 2 * (OD + OH + ow), row + ow * xw
-                                for i in range(down):
-                                    for j in range(across):
-                                        line = taps[M + h + high - 1 - i] + taps[2 * M + K - 1 - j]
-                                        prefetch(x, at + line + PIXELS_AHEAD * xw)
-                                prefetch(gy, result + (ow + PIXELS_AHEAD) * yw)
-                                k0, k1 = inside[span], inside[span + 1]
-                                if whole and k0 == 0 and k1 == K:
-                                    g = load(gy, result + ow * yw, L)
-                                    sums = unroll(add_inside, sums_together, sums, (x, at, taps, M, h, g))
-                                else:
-                                    g = load_masked(gy, result + ow * yw, mask, zero)
-                                    given = x, at, taps, M, h, g, h0, h1, k0, k1, mask, zero
-                                    sums = unroll(add, sums_together, sums, given)
-                            totals = add_tile(totals, sums)
-                    unroll(put, sums_together, totals, (gw, places, (d * KH + h) * K, c, C, step))
+            masks = masking(c, C)
+            for k in range(KD * (KH // high)):
+                d, h = k // (KH // high), k % (KH // high) * high
+                totals = zeros
+                for line in range(N * OD * OH):
+                    n, od, oh = line // (OD * OH), line // OH % OD, line % OH
+                    depth, top = od * step_d + low_d + d * apart_d, oh * down + low_h + h * apart_h
+                    if 0 <= depth < D and top < H and top + high * apart_h > 0:
+                        row, result = n * xn + depth * xd + top * xh + low_w * xw + c, n * yn + od * yd + oh * yh + c
+                        sums = zeros
+                        for tile in range(ends[several - 1]):
+                            at, to = row + tile * wide * across * xw, result + tile * wide * yw
+                            sums = all_of(tile, ends, sums, (x, gy, at, to, xh, xw, yw, top, H, masks))
+                        totals = add_tile(totals, sums)
+                unroll(put, sums_together, totals, (gw, places, (d * KH + h) * K, c, C, weights))
 
     return kernel
 

@@ -71,7 +71,11 @@ def _tiles_of_a_row(parts, pixels, wide, size):
         first = min(first, outputs - pixels)
         inside = tuple(_columns_inside(part.axes[2], first, pixels) for part in parts)
         sides.append((wide * (first + pixels) > size, inside))
-    # Tiles that lie apart may be the same, left and right of a map.
+    return _runs(sides)
+
+
+def _runs(sides):
+    """Those that differ from the one before, and where each of their runs ends."""
     runs = [(side, len(list(run))) for side, run in itertools.groupby(sides)]
     return tuple(side for side, _ in runs), tuple(itertools.accumulate(count for _, count in runs))
 
@@ -180,34 +184,59 @@ class SpreadRows(Part):
         self._packs(dtype, 1, channels, 1, problem.weight_steps, 1, picks)
 
 
+def _rows_of_sums(problem):
+    """So many rows of the kernel that they divide it, and their sums fit the registers."""
+    _, KH, KW = (len(axis.offsets) for axis in problem.axes)
+    return max(h for h in range(1, KH + 1) if KH % h == 0 and (h == 1 or h * KW <= blocking.registers() - 4))
+
+
 class WeightGradient:
     """``weight_plans.WeightGradient`` of a depthwise convolution: it needs neither sums nor panels."""
 
     sums = panel = 0
 
     def __init__(self, problem):
-        if not problem.channels_last and problem.x_strides[4] == 1 and _reads_rows(problem):
+        if problem.channels_last:
+            self._of_pixels(problem)
+        elif problem.x_strides[4] == 1 and _reads_rows(problem):
             self._of_rows(problem)
-            return
-        dtype, lanes, channels = problem.dtype, native_lanes(problem.dtype), problem.groups
+        else:
+            self._of_planes(problem)
+
+    def _of_pixels(self, problem):
+        dtype, lanes, channels, (depth, height, width) = problem.dtype, native_lanes(problem.dtype), problem.groups, problem.axes
+        self.tables = np.array(problem.weight_taps, np.int64)
+        (low_d, apart_d), (low_h, apart_h), (low_w, apart_w) = map(regular, problem.axes)
+        high, along = _rows_of_sums(problem), len(width.offsets)
+        pixels, sides = blocking.pixels_together(width.outputs, True), []
+        for first in range(0, width.outputs, pixels):
+            count = min(pixels, width.outputs - first)
+            sides.append((count, _columns_inside(width, first, count)))
+        sides, ends = _runs(sides)
+        xn, _, *x_steps = problem.x_strides
+        yn, _, *y_steps = problem.y_strides
+        sizes = (
+            *(self.tables.ctypes.data, problem.images, channels),
+            *(depth.outputs, depth.size, len(depth.offsets), low_d, depth.step, apart_d),
+            *(height.outputs, height.size, len(height.offsets), low_h, low_w, problem.weight_steps[0], xn, *x_steps, yn, *y_steps, *ends),
+        )
+        steps, apart, leaves = (height.step, width.step), (apart_h, apart_w), channels % lanes > 0
+        worker = depthwise.weights_of_pixels(dtype, lanes, high, along, steps, apart, sides, leaves)
+        self.plan = Plan(worker, -(-channels // lanes), sizes, True)
+
+    def _of_planes(self, problem):
+        dtype, counts = problem.dtype, [axis.outputs for axis in problem.axes]
         inside, taps, steps = inside_of(problem.axes, problem.x_strides)
         self.tables = inside, taps, np.array(problem.weight_taps, np.int64)
-        counts, (KD, KH, KW) = [axis.outputs for axis in problem.axes], (len(axis.offsets) for axis in problem.axes)
-        # So many rows of the kernel that they divide it, and their sums fit the registers.
-        high = max(h for h in range(1, KH + 1) if KH % h == 0 and (h == 1 or h * KW <= blocking.registers() - 4))
+        (KD, KH, KW), high = (len(axis.offsets) for axis in problem.axes), _rows_of_sums(problem)
         xn, xc, yn, yc = *problem.x_strides[:2], *problem.y_strides[:2]
         sizes = (
             *(t.ctypes.data for t in self.tables),
-            *(problem.images, channels, *counts, problem.axes[2].size, KD, KH, max(KD, KH, KW)),
+            *(problem.images, problem.groups, *counts, problem.axes[2].size, KD, KH, max(KD, KH, KW)),
             *(xn, xc, *steps, yn, yc, *problem.y_strides[2:], problem.weight_steps[0]),
         )
-        if problem.channels_last:
-            new = (min(axis.step, taps) for axis, taps in zip(problem.axes[1:], (high, KW), strict=True))
-            worker, jobs = depthwise.weights_of_pixels(dtype, lanes, high, KW, *new), -(-channels // lanes)
-        else:
-            lanes = lanes_for(dtype, counts[2])
-            worker, jobs = depthwise.weights_of_planes(dtype, lanes, high, KW, problem.axes[2].step), channels
-        self.plan = Plan(worker, jobs, sizes, True)
+        worker = depthwise.weights_of_planes(dtype, lanes_for(dtype, counts[2]), high, KW, problem.axes[2].step)
+        self.plan = Plan(worker, problem.groups, sizes, True)
 
     def _of_rows(self, problem):
         dtype, (depth, height, width) = problem.dtype, problem.axes
