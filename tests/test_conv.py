@@ -533,6 +533,8 @@ for shape, weight, more, layout in (
     ((2, 5, 4, 8), (7, 5, 1, 1), {}, "channels_last"),
     ((2, 5, 24, 25), (7, 5, 1, 1), {}, "contiguous"),
     ((2, 7, 24, 25), (5, 7, 1, 1), {}, "contiguous"),
+    ((2, 24, 9, 13), (24, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 24}, "channels_last"),
+    ((1, 5, 9, 13), (5, 1, 3, 3), {"padding": 1, "groups": 5}, "channels_last"),
 ):
     x, w, b = tests.LAYOUTS[layout](tests.integers(*shape)), tests.integers(*weight), tests.integers(weight[0])
     gy = tests.integers(*tests.truth(x, w, b, None, **more)[0].shape)
