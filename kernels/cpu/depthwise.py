@@ -118,7 +118,7 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
     def correlation(of, kept, drops):
         """Of one tile and register of channels."""
         (high, low_h, apart_h), (along, low_w, apart_w) = shapes[of]
-        start, results = 1 + sum(h * w for (h, *_), (w, *_) in shapes[:of]), P - drops
+        before, results = sum(h * w for (h, *_), (w, *_) in shapes[:of]), P - drops  # taps of a slice
 
         @jitable
         def made(x, w, y, at, to, mine, row, depth, strides, given, p):
@@ -129,7 +129,8 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
                     # LLVM writes this loop out.  From a first to an end it does not: us, a batch of 8, 192x28x28 235 for 195.
                     for h in range(high):
                         if 0 <= row + h * apart_h < H:
-                            here, weights = at + i * apart_d * xd + h * apart_h * xh, mine + (start + (i * high + h) * along) * L
+                            here = at + i * apart_d * xd + h * apart_h * xh
+                            weights = mine + (1 + KD * before + (i * high + h) * along) * L
                             tile = add_pixels(tile, x, here, xw, w, weights, along, across, apart_w, kept, given)
             unroll(put, results, tile, (y, to, wide * yw, soon, given, p))
 
@@ -156,7 +157,6 @@ def forward(dtype, lanes, pixels, step, spread, shapes, sides, leaves, after):
                     below(x, w, y, at + c, to + yh + c, mine, row, depth, strides, given, p)
                     if doubles:
                         last(x, w, y, at + c, to + yh + yw + c, mine, row, depth, strides, given, p)
-
             return result
 
         return made
@@ -382,8 +382,8 @@ def weights_of_pixels(dtype, lanes, high, along, step, apart, sides, leaves):
     def ask(done, i, args):
         x, at, xh, xw = args
         r, h, w = i // (new_h * new_w), i // new_w % new_h, i % new_w
-        ahead = (r + PIXELS_AHEAD) * across + (K - 1) * apart_w - w
-        prefetch(x, at + (high - 1) * apart_h * xh - h * xh + ahead * xw)
+        column = (r + PIXELS_AHEAD) * across + (K - 1) * apart_w - w
+        prefetch(x, at + ((high - 1) * apart_h - h) * xh + column * xw)
         return done
 
     def tile_of(count, kept):

@@ -127,10 +127,15 @@ def _planes(problem, after):
     return Banded(problem, layout, depthwise.forward_planes, constants, 1)
 
 
+def _reads_own_slice(depth):
+    """Whether each output slice reads the one where it lies, and that is there: the last of a gradient may be read by none."""
+    return depth.step == 1 and depth.offsets == (0,) and depth.outputs <= depth.size
+
+
 def _reads_rows(problem):
     """Whether ``depthwise.forward_rows`` can run it."""
     depth, height, width = problem.axes
-    flat = depth.step == 1 and depth.offsets == (0,)
+    flat = _reads_own_slice(depth)
     small = 0 < len(problem.weight_taps) <= blocking.WINDOW and max(height.step, width.step) <= 2
     return flat and small and lie_side_by_side(height) and lie_side_by_side(width) and problem.y_strides[4] == 1
 
@@ -138,14 +143,14 @@ def _reads_rows(problem):
 def input_gradient(parts, geometry):
     """What makes a gradient by the input, of which several correlations make neighbouring elements, in one pass, or None."""
     _, down, across = geometry.stride
-    # Of each first row and column some; and in one slice, of which none reads another.
-    together = len(parts) == down * across > 1 and all(map(is_depthwise, parts))
-    if not together or max(down, across) > 2:
+    # One a step, but of a map that is shorter; in one slice.
+    together = [min(n) for n in zip(geometry.stride, geometry.shape[2:], strict=True)] == [1, down, across]
+    if not together or max(down, across) != 2 or not all(map(is_depthwise, parts)):
         return None
-    parts = [in_order(part) if part.weight_taps else part for part in parts]
+    parts = list(map(in_order, parts))
     if geometry.channels_last:
         return _Pixels(parts, (down, across), geometry.shape[2:])
-    flat = all(part.axes[0].step == 1 and part.axes[0].offsets == (0,) for part in parts)
+    flat = all(_reads_own_slice(part.axes[0]) for part in parts)
     side_by_side = all(lie_side_by_side(axis) for part in parts for axis in part.axes[1:])
     if flat and side_by_side and across == 2 and math.prod(geometry.weight_shape[2:]) <= blocking.WINDOW:
         return SpreadRows(parts, geometry)
