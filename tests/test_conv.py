@@ -503,22 +503,23 @@ def test_tiles_of_pixels_that_reach_into_the_padding(width, kernel_size, padding
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
-    ("size", "kernel_size", "stride"),
+    ("size", "kernel_size", "stride", "padding"),
     [
-        ((5, 4, 6), (2, 3, 3), (1, 2, 2)),
-        ((5, 7, 6), (3, 3, 3), 2),
-        ((5, 7, 2), (3, 1, 2), (1, 2, 2)),  # no tap reads every other row
-        ((6, 9, 5), (3, 1, 1), (2, 2, 1)),  # nor the last slice
+        ((5, 4, 6), (2, 3, 3), (1, 2, 2), 0),
+        ((5, 7, 6), (3, 3, 3), 2, 0),
+        ((5, 7, 2), (3, 1, 2), (1, 2, 2), 0),  # no tap reads every other row
+        ((5, 7, 2), (3, 1, 2), (1, 2, 2), (0, 1, 0)),  # the first among these
+        ((6, 9, 5), (3, 1, 1), (2, 2, 1), 0),  # nor the last slice
         # As many correlations as steps of the last two axes would make.
-        ((4, 1, 6), (2, 1, 2), 2),
-        ((4, 1, 6), (2, 1, 1), (2, 2, 1)),
-        ((4, 4, 1), (2, 2, 1), (2, 1, 2)),
-        ((1, 4, 6), (1, 2, 2), 2),
+        ((4, 1, 6), (2, 1, 2), 2, 0),
+        ((4, 1, 6), (2, 1, 1), (2, 2, 1), 0),
+        ((4, 4, 1), (2, 2, 1), (2, 1, 2), 0),
+        ((1, 4, 6), (1, 2, 2), 2, 0),
     ],
 )
-def test_depthwise_slices_that_lie_apart(size, kernel_size, stride, layout):
+def test_depthwise_slices_that_lie_apart(size, kernel_size, stride, padding, layout):
     x, w, b = LAYOUTS[layout](integers(2, 16, *size)), integers(16, 1, *kernel_size), integers(16)
-    more = {"stride": stride, "groups": 16}
+    more = {"stride": stride, "padding": padding, "groups": 16}
     gy = integers(*truth(x, w, b, None, **more)[0].shape)
     assert_equal(convolved(x, w, b, gy, **more), truth(x, w, b, gy, **more), more)
 

@@ -461,21 +461,26 @@ def test_products_with_the_rows_of_a_window_are_added(dtype, lanes, rows, high, 
             assert out.tolist() == expected
 
 
-@specialised
-def pixels(dtype, lanes, rows, along, stride, apart, kept, masked):
-    L, G, K, S, D, put = lanes, rows, along, stride, apart, putting(lanes)
-
+def masking_of(dtype, lanes, masked):
+    """(count) -> the ``masking`` of add_pixels that reads so many lanes, or all of them."""
     if masked:
 
         @jitable
         def masking(count):
-            return between(0, 1, 0, count, L), splat(dtype(0), L)
+            return between(0, 1, 0, count, lanes), splat(dtype(0), lanes)
 
     else:
 
         @jitable
         def masking(count):
             return ()
+
+    return masking
+
+
+@specialised
+def pixels(dtype, lanes, rows, along, stride, apart, kept, masked):
+    L, G, K, S, D, put, masking = lanes, rows, along, stride, apart, putting(lanes), masking_of(dtype, lanes, masked)
 
     def kernel(args, start, stop):
         x, w, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)
@@ -510,23 +515,12 @@ def test_pixels_of_a_row_are_added(dtype, lanes, rows, along, stride, apart, kep
 
 @specialised
 def pixel_products(dtype, lanes, rows, high, along, stride, apart, kept, masked):
-    L, G, K, S, D, sums, put = lanes, rows, along, stride, apart, high * along, putting(lanes)
+    L, G, K, S, D, sums = lanes, rows, along, stride, apart, high * along
+    put, masking = putting(lanes), masking_of(dtype, lanes, masked)
 
     @jitable
     def read(found, r, args):
         return with_phase(found, r, load(args[0], r * L, L))
-
-    if masked:
-
-        @jitable
-        def masking(count):
-            return between(0, 1, 0, count, L), splat(dtype(0), L)
-
-    else:
-
-        @jitable
-        def masking(count):
-            return ()
 
     def kernel(args, start, stop):
         x, g, out = pointer(args, 0, dtype), pointer(args, 1, dtype), pointer(args, 2, dtype)

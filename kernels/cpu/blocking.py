@@ -237,7 +237,7 @@ def pixels_together(count, few=False):
     no cache.  us, a batch of 8 with steps of 2, by so many and by few: gradient by the input of 144x56x56 620 and 470, 192x28x28 255 and
     185, by the weights 176 and 114; forward 96x112x112, 38 MB, 1,850 and 1,650, but 144x56x56, 14 MB, 360 and 430."""
     most = DEPTHWISE // 2 if few else DEPTHWISE
-    return max(1, -(-count // -(-count // most))) if count > 0 else 1
+    return -(-count // -(-count // most))
 
 
 def near(pixels):

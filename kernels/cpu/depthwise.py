@@ -2,8 +2,8 @@
 
 Of channels_last maps lanes run across channels, of contiguous ones across pixels.
 
-What is inside a map the nests know from tables along each axis: for each output the first and the end of its taps inside, and for
-each tap where it lies from an output's first position, in elements.  x's steps are from output to output.
+What is inside a map ``weights_of_planes`` knows from tables along each axis: for each output the first and the end of its taps inside,
+and for each tap where it lies from an output's first position, in elements.  x's steps are there from output to output.
 """
 
 from numba import int64

@@ -68,7 +68,7 @@ def lines_of(depth, height, strides):
 
 
 def inside_of(axes, x_strides):
-    """depthwise.py's tables, of the taps inside and of the taps, and x's steps from output to output."""
+    """depthwise.weights_of_planes' tables, of the taps inside and of the taps, and x's steps from output to output."""
     most = max(1, *(len(axis.offsets) for axis in axes))
     taps = np.zeros((3, most), np.int64)
     for i, (axis, stride) in enumerate(zip(axes, x_strides[2:], strict=True)):
