@@ -224,7 +224,7 @@ def called(op: Convolution, x: torch.Tensor, weight: torch.Tensor) -> Call:
 
 
 class _Scratch:
-    """``with _Scratch(size, device) as address``: so many bytes, kept from call to call: fresh memory would cost page faults, 1 to 12 us.
+    """``with _Scratch(size) as address``: so many bytes, kept from call to call: fresh memory would cost page faults, 1 to 12 us.
 
     Nobody else's meanwhile: a list's pop is atomic, so Python threads take different ones.  A class, as a generator costs 1 us more."""
 
@@ -233,13 +233,13 @@ class _Scratch:
     """One for each Python thread that convolves at a time, a few of them."""
     _free: ClassVar[list[tuple[int, int, torch.Tensor]]] = []
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int) -> None:
         try:
             self.block = self._free.pop()
         except IndexError:
             self.block = 0, 0, torch.empty(0)
         if self.block[0] < size:
-            memory = torch.empty(size, dtype=torch.uint8, device=device)
+            memory = torch.empty(size, dtype=torch.uint8)
             self.block = size, memory.data_ptr(), memory
 
     def __enter__(self) -> int:
@@ -248,6 +248,24 @@ class _Scratch:
     def __exit__(self, *error: object) -> None:
         if len(self._free) < self.KEPT:
             self._free.append(self.block)
+
+
+class _Sums:
+    """The same of numbers for a GPU, from torch's allocator: what is given back is another's after the launches that were before."""
+
+    def __init__(self, like: torch.Tensor, count: int) -> None:
+        self.block = _elements(like, count)
+
+    def __enter__(self) -> int:
+        return self.block.data_ptr()
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _panels(plan: Any, threads: int, like: torch.Tensor) -> _Scratch | _Sums:
+    """What a convolution's plan writes to besides its result, on so many threads."""
+    return _Sums(like, plan.sums) if plan.sums else _Scratch(threads * plan.panel)
 
 
 def bias_gradient(gy: torch.Tensor, rank: int) -> torch.Tensor:
@@ -376,7 +394,7 @@ class _Run(NamedTuple):
     def __call__(self, x: torch.Tensor, ready: torch.Tensor, here: Call) -> torch.Tensor:
         plan, y = self.plan, backend.empty(x, here.out, here.out_strides)
         threads = runtime.threads() if plan.parallel else 1
-        with _Scratch(threads * plan.panel, x.device) as panels:
+        with _panels(plan, threads, x) as panels:
             plan.run(x.data_ptr(), ready.data_ptr(), y.data_ptr(), panels, threads, *self.more)
         return y
 
@@ -470,7 +488,7 @@ def input_gradient(gy: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     plan = here.input_gradient if bias is None else here.transposed
     threads = runtime.threads() if plan.parallel else 1
     ready = packed(plan, weight, bias)
-    with _Scratch(threads * plan.panel, gy.device) as panels:
+    with _panels(plan, threads, gy) as panels:
         plan.run(gy.data_ptr(), ready.data_ptr(), gx.data_ptr(), panels, threads)
     return gx
 
@@ -515,9 +533,9 @@ def weight_gradient(gy: torch.Tensor, x: torch.Tensor, here: Call) -> torch.Tens
     here = call(here.op, x.shape, x.stride(), here.weight_shape, gw.stride(), x.dtype, x.device)
     gy = backend.restride(backend.materialised(gy), here.out_strides)
     plan = here.weight_gradient
-    threads = runtime.threads()
+    threads = runtime.threads() if plan.parallel else 1
     sums = _elements(gy, plan.sums)
-    with _Scratch(threads * plan.panel, gy.device) as panels:
+    with _Scratch(threads * plan.panel) as panels:
         plan.run(x.data_ptr(), gy.data_ptr(), gw.data_ptr(), sums.data_ptr(), panels, threads)
     return gw
 

@@ -24,7 +24,7 @@ def poisoned(monkeypatch):
         found = plain(x, shape, strides, dtype)
         if torch.compiler.is_compiling() or isinstance(found, FakeTensor):
             return found
-        torch.empty(0, dtype=torch.uint8).set_(found.untyped_storage()).fill_(0xFF)
+        torch.empty(0, dtype=torch.uint8, device=found.device).set_(found.untyped_storage()).fill_(0xFF)
         return found
 
     monkeypatch.setattr(backend, "empty", empty)
@@ -36,7 +36,7 @@ def poisoned_scratch(monkeypatch):
     plain = convolution._elements
 
     @contextmanager
-    def scratch(size, device):
+    def scratch(size):
         block = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
         yield block.data_ptr()
         assert (block[size:] == 0xFF).all(), "written past the end of the panels"

@@ -92,6 +92,8 @@ def forward(dtype, last, after, nest, count, *constants):
 class ConvolutionAndPooling:
     """As convolution.py's ``Convolution``."""
 
+    sums = 0
+
     def __init__(self, part, pooling, constants, jobs, sizes, map_bytes, table):
         """``pooling``: a ``Choice``; ``table``: of the bands; ``sizes``: what ``forward`` takes behind it."""
         self.part, self.packed, self.form = part, part.packed, (part.form,)

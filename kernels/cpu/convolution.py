@@ -40,6 +40,8 @@ SERIAL = 300_000
 class Convolution:
     """Correlations that make one result, of weights that are packed before."""
 
+    sums = 0
+
     def __init__(self, parts):
         self.parts = parts
         self.packed = sum(part.packed for part in parts)

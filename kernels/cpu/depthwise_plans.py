@@ -198,7 +198,7 @@ def _rows_of_sums(problem):
 class WeightGradient:
     """``weight_plans.WeightGradient`` of a depthwise convolution: it needs neither sums nor panels."""
 
-    sums = panel = 0
+    parallel, sums, panel = True, 0, 0
 
     def __init__(self, problem):
         if problem.channels_last:

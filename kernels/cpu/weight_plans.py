@@ -53,6 +53,8 @@ class PlaneProducts:
 class WeightGradient:
     """``sums`` elements of ``number(dtype)`` and ``panel`` bytes a thread are needed to ``run`` it."""
 
+    parallel = True
+
     def __init__(self, problem, geometry):
         dtype = problem.dtype
         real, lanes = number(dtype), native_lanes(dtype)

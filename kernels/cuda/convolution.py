@@ -9,6 +9,7 @@ import math
 
 from .. import correlation
 from ..correlation import Geometry
+from ..geometry import dense_strides
 from . import correlate, depthwise, weight_gradient
 from .correlate import RUN, Tile
 from .number import computed, divisors
@@ -22,6 +23,9 @@ SQUARE = Tile(64, 64, 8, 4, 8)
 
 FILLED = 128
 """Blocks that keep every multiprocessor busy: an A100 has 108, an H100 132."""
+
+SHARED = 16
+"""Steps, at least, of each of the blocks that divide a tile's among them, where there are fewer tiles than keep a device busy."""
 
 FEW = 4
 """Input channels up to which a step has so many only: of more, most would be zeros."""
@@ -79,6 +83,8 @@ class Convolution:
         self.parts = [kind(device, part, after, pooling, out, filled) for kind, part in zip(of, parts, strict=True)]
         self.packed = sum(part.packed for part in self.parts)
         """Elements of packed weights."""
+        self.sums = max(part.sums for part in self.parts)
+        """Elements of the dtype computed in that ``run`` needs: its ``panels``."""
         self.form = tuple(part.form for part in self.parts)
 
     def pack(self, packed, weight, bias, scale, threads):
@@ -89,12 +95,14 @@ class Convolution:
 
     def run(self, x, packed, y, panels, threads, *more):
         for part in self.parts:
-            part.run(x, packed, y, *more)
+            part.run(x, packed, y, panels, *more)
             packed += part.packed * part.itemsize
 
 
 class _Part:
     """A correlation, its weights in rows of ``pitch``: of ``groups`` groups, ``each`` rows a tap and one behind."""
+
+    sums = 0
 
     def __init__(self, device, problem, pitch, groups, each, inputs, outputs, steps):
         self.device, self.problem = device, problem
@@ -119,9 +127,6 @@ class _Part:
     def pack(self, packed, weight, bias, scale):
         self._packing(bias != 0, scale != 0).run((packed, weight, bias, scale), 1)
 
-    def run(self, x, packed, y, *more):
-        self.plan(x, y).run((x, packed, y), 1, *more)
-
 
 class _Product(_Part):
     """By correlate.py's kernel."""
@@ -138,8 +143,19 @@ class _Product(_Part):
             device, problem, columns * self.tile.channels, problem.groups, rows, problem.inputs, problem.outputs, problem.weight_steps
         )
         self.rows, self.columns = rows, columns
-        small = self.element <= LARGEST_WORD
-        self.reads_wide, self.writes_wide = small and self._wide_steps_of_x(), small and self._wide_steps_of_y()
+        self.steps = len(problem.weight_taps) * rows // self.tile.depth
+        tiles = -(-problem.images * each * self.taps // self.tile.pixels) * columns * problem.groups
+        self.part = -(-self.steps // max(1, min(filled // max(1, tiles), self.steps // SHARED)))
+        """Steps of a block."""
+        self.parts = -(-self.steps // max(1, self.part)) or 1
+        self.divided = self.parts > 1
+        self.channels, self.strides, written = problem.groups * problem.outputs, problem.y_strides, self.element
+        if self.divided:
+            self.strides, written = dense_strides(self.channels, outputs, problem.channels_last), self.itemsize
+            self.sums = sum(self.parts * apart for _, _, apart in self._images())
+        self.written = written
+        self.reads_wide = self.element <= LARGEST_WORD and self._wide_steps_of_x()
+        self.writes_wide = written <= LARGEST_WORD and self._wide_steps_of_y()
 
     @property
     def share(self):
@@ -151,31 +167,59 @@ class _Product(_Part):
         return p.channels_last and not any(step % self.share for step in (p.inputs, p.x_strides[0], *p.x_strides[2:]))
 
     def _wide_steps_of_y(self):
-        p, (_, height, width) = self.problem, self.outputs
+        p, strides, (_, height, width) = self.problem, self.strides, self.outputs
         if p.channels_last:
-            steps, whole = (p.outputs, p.y_strides[0], *p.y_strides[2:]), True
+            steps, whole = (p.outputs, strides[0], *strides[2:]), True
         else:
-            steps, whole = (math.prod(self.outputs), *p.y_strides[:2]), self.taps == 1 and p.y_strides[2:] == (height * width, width, 1)
+            steps, whole = (math.prod(self.outputs), *strides[:2]), self.taps == 1 and strides[2:] == (height * width, width, 1)
         return whole and not any(step % RUN for step in steps)
 
-    def plan(self, x, y):
-        y += self.problem.y_start * self.element
+    def _images(self):
+        """(first image, images, results of each part) of each launch."""
+        each = math.prod(self.outputs)
+        for first, images in _images(self.problem, max(each * self.taps * self.channels, 1)):
+            yield first, images, -(-images * each * self.channels // RUN) * RUN
+
+    def plan(self, x, to, first=0):
+        """``first``: of the results, in elements from ``to``."""
         wide_in = self.reads_wide and x % (self.share * self.element) == 0
-        return self._planned(wide_in, self.writes_wide and y % (RUN * self.element) == 0)
+        return self._planned(wide_in, self.writes_wide and (to + first * self.written) % (RUN * self.written) == 0)
+
+    def run(self, x, packed, y, sums, *more):
+        if self.divided:
+            self.plan(x, sums).run((x, packed, sums), 1)
+            self.last.run((y, sums, packed), 1, *more)
+        else:
+            self.plan(x, y, self.problem.y_start).run((x, packed, y), 1, *more)
 
     def _plan(self, wide_in, wide_out):
         p, (kind, window, divisor) = self.problem, self.pooling or (None, (1, 1, 1), 1)
-        kernel = correlate.forward(p.dtype, p.channels_last, self.tile, self.after, kind, window, divisor, wide_in, wide_out)
-        each, launches = math.prod(self.outputs), []
-        pitch, steps = self.columns * self.tile.channels, len(p.weight_taps) * self.rows // self.tile.depth
-        for first, images in _images(p, max(each * self.taps * p.outputs * p.groups, 1)):
+        constants = p.dtype, p.channels_last, self.tile, None if self.divided else self.after, kind, window, divisor
+        kernel = correlate.forward(*constants, wide_in, wide_out, self.divided)
+        each, launches, behind = math.prod(self.outputs), [], 0
+        pitch = self.columns * self.tile.channels
+        for first, images, apart in self._images():
             total = images * each * self.taps
             tiles = -(-total // self.tile.pixels)
-            numbers = [total, *divisors(*self.outputs, self.columns, tiles), p.inputs, self.rows, p.outputs, pitch, steps]
-            numbers += [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *self.counts[1:], *p.y_strides]
-            moved = first * p.x_strides[0], 0, first * p.y_strides[0] + p.y_start
-            launches.append((tiles * self.columns * p.groups, self.tile.threads, moved, numbers))
-        return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.element))
+            numbers = [total, *divisors(*self.outputs, self.columns, tiles), p.inputs, self.rows, p.outputs, pitch, self.steps]
+            numbers += [*(axis.size for axis in p.axes), *p.x_strides, *_along(p), *self.counts[1:], *self.strides]
+            numbers += [p.groups, self.part, apart]
+            moved = first * p.x_strides[0], 0, behind if self.divided else first * p.y_strides[0] + p.y_start
+            launches.append((tiles * self.columns * p.groups * self.parts, self.tile.threads, moved, numbers))
+            behind += self.parts * apart
+        return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.written))
+
+    @functools.cached_property
+    def last(self):
+        """What adds the parts up."""
+        p, launches, behind, pitch = self.problem, [], 0, self.columns * self.tile.channels
+        before, kernel = self.steps * self.tile.depth * pitch, correlate.summed(self.problem.dtype, self.problem.channels_last, self.after)
+        for first, images, apart in self._images():
+            total = images * math.prod(self.outputs) * self.channels
+            numbers = [total, self.parts, apart, *divisors(self.channels, *self.outputs, p.outputs), before + pitch, before, *p.y_strides]
+            launches.append((blocks(total), THREADS, (first * p.y_strides[0] + p.y_start, behind, 0), numbers))
+            behind += self.parts * apart
+        return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.itemsize))
 
 
 class _Depthwise(_Part):
@@ -201,14 +245,14 @@ class _Depthwise(_Part):
             launches.append((blocks(images * each), THREADS, moved, numbers))
         return Plan(self.device, kernel, launches, (self.element, self.itemsize, self.element))
 
-    def plan(self, x, y):
-        return self._planned()
+    def run(self, x, packed, y, sums, *more):
+        self._planned().run((x, packed, y), 1, *more)
 
 
 class WeightGradient:
     """``sums`` elements of the dtype computed in are needed to ``run`` it."""
 
-    panel = 0
+    parallel, panel = False, 0
 
     def __init__(self, device, problem, geometry):
         p = problem

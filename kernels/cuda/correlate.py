@@ -13,7 +13,7 @@ from numba import cuda, int32, types, uint32
 from . import vector
 from .compile import specialised
 from .number import arithmetic, compiled, computed, device, quotient_of, read, stored, written
-from .windows import PARAMETERS, first_parameters, position, taps_of, thread
+from .windows import PARAMETERS, first_parameters, place, position, strided, taps_of, thread
 
 RUN = 4
 """Outputs that a thread has one after the other: 128 bits of float32."""
@@ -116,16 +116,16 @@ def _pooled(kind, taps, tile, divisor, real):
 
 @functools.cache
 def _put(tile, taps, last, wide):
-    """(y, values, row by row, index of the first, how many there are, channel of the first, the group's first, channels of a group, D, H
-    and W as divisors, y's strides): writes a thread's results.  ``wide``: RUN at once."""
+    """(y, values, row by row, where results begin, index of the first, how many there are, channel of the first, the group's first,
+    channels of a group, D, H and W as divisors, y's strides): writes a thread's results.  ``wide``: RUN at once."""
     columns, each = tile.columns, RUN // taps
     runs, apart = tile.rows // RUN, tile.pixels // taps // (tile.rows // RUN)
     several = vector.store(RUN)
 
     @device
-    def place_of(q, D, H, W, strides):
+    def place_of(begin, q, D, H, W, strides):
         n, d, h, w = position(q, D, H, W)
-        return uint32(uint32(uint32(n * strides[0]) + uint32(d * strides[2])) + uint32(uint32(h * strides[3]) + uint32(w * strides[4])))
+        return strided(uint32(begin + uint32(n * strides[0])), d, h, w, strides[2], strides[3], strides[4])
 
     def along_pixels(k):
         """RUN results of one channel."""
@@ -134,10 +134,10 @@ def _put(tile, taps, last, wide):
         picked = vector.picked(tuple((run * RUN + u) * columns + column for u in range(RUN)))
 
         @device
-        def put(y, values, first, total, channel, group, channels, D, H, W, strides):
+        def put(y, values, begin, first, total, channel, group, channels, D, H, W, strides):
             q, c = uint32(first + far), uint32(channel + more)
             if q < total and c < channels:
-                several(y, uint32(place_of(q, D, H, W, strides) + uint32(uint32(group + c) * strides[1])), picked(values))
+                several(y, uint32(place_of(begin, q, D, H, W, strides) + uint32(uint32(group + c) * strides[1])), picked(values))
 
         return put
 
@@ -161,10 +161,10 @@ def _put(tile, taps, last, wide):
         each_alone = vector.repeated(columns, one)
 
         @device
-        def put(y, values, first, total, channel, group, channels, D, H, W, strides):
+        def put(y, values, begin, first, total, channel, group, channels, D, H, W, strides):
             q = uint32(first + far)
             if q < total:
-                at = uint32(place_of(q, D, H, W, strides) + uint32(group * strides[1]))
+                at = uint32(place_of(begin, q, D, H, W, strides) + uint32(group * strides[1]))
                 if wide:
                     if channel < channels:
                         several(y, uint32(at + channel), picked(values))
@@ -179,15 +179,18 @@ def _put(tile, taps, last, wide):
 
 
 @specialised
-def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
+def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out, divided):
     """``after``: an ``Activation`` or None.  ``kind``: a reduction over ``window`` of the results, or None and a window of 1.
-    ``wide_in``, ``wide_out``: x is read, y written, 128 bits at once.
+    ``wide_in``, ``wide_out``: x is read, y written, 128 bits at once.  ``divided``: blocks share a tile's steps, and y is what each part
+    of them comes to, as ``computed(dtype)``: ``summed`` does the rest.
 
     Arguments: x, packed weights, y; results before pooling; D, H and W of y as divisors, tiles of channels and of outputs a group
     likewise; channels of a group of x, rows of weights a tap, channels of a group of y, those of a row of weights; steps; x's sizes;
     x's strides of N, C, D, H and W; the step, the first tap's offset and the distance of taps along each axis; taps along H and W; y's
-    strides; the activation's parameters."""
-    real, take, narrow = computed(dtype), read(dtype), written(dtype)
+    strides; groups, steps of a part, results of a part; the activation's parameters."""
+    real, take = computed(dtype), read(dtype)
+    result = real if divided else stored(dtype)
+    narrow = device(lambda x: x) if divided else written(dtype)
     BM, BN, BK, T, taps = tile.pixels, tile.channels, tile.depth, tile.threads, window[0] * window[1] * window[2]
     pitch_a = BM + SKEW
     share_a, share_b = BM * BK // T, BK * BN // T
@@ -238,12 +241,16 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
     def kernel(
         x, packed, y, total, OD, mOD, sOD, OH, mOH, sOH, OW, mOW, sOW, CT, mCT, sCT, PT, mPT, sPT, IC, rows, OC, pitch, steps,
         D, H, W, in_n, in_c, in_d, in_h, in_w, SD, SH, SW, FD, FH, FW, DD, DH, DW, KH, KW, y_n, y_c, y_d, y_h, y_w,
-        a0, a1, a2, a3, a4, a5,
+        groups, of_part, apart, a0, a1, a2, a3, a4, a5,
     ):  # fmt: skip
         a, b = cuda.shared.array(both_a, real), cuda.shared.array(both_b, real)
         t = uint32(cuda.threadIdx.x)
         q, channel_tile = quotient_of(uint32(cuda.blockIdx.x), CT, mCT, sCT)
         group, pixel_tile = quotient_of(q, PT, mPT, sPT)
+        shift = uint32(0)
+        if divided:
+            number = uint32(group // groups)
+            group, shift = uint32(group - uint32(number * groups)), uint32(number * apart)
         of_d, of_h, of_w = (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW)
         # This thread's part of each step: ``share_a`` channels of one output's element, ``share_b`` weights of a row.
         if last:
@@ -264,10 +271,24 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
         column = uint32(uint32(t // uint32(across)) * uint32(columns))
         id, ih, iw, kh, kw, c, at_c = d0, h0, w0, uint32(0), uint32(0), part, uint32(0)
         sums, totals = zeros(real(0)), zeros(real(0))
+        step, end = uint32(0), steps
+        if divided:
+            step = uint32(number * of_part)
+            end = uint32(step + of_part)
+            end = end if end < steps else steps
+            of_tap = uint32(rows // uint32(BK))
+            tap = uint32(step // of_tap)
+            at_c = uint32(uint32(step - uint32(tap * of_tap)) * uint32(BK))
+            line = uint32(tap // KW)
+            kw, kd = uint32(tap - uint32(line * KW)), uint32(line // KH)
+            kh, c = uint32(line - uint32(kd * KH)), uint32(c + at_c)
+            id, ih, iw = uint32(d0 + uint32(kd * DD)), uint32(h0 + uint32(kh * DH)), uint32(w0 + uint32(kw * DW))
+            at_b = uint32(at_b + uint32(step * next_b))
         inside = m < total and steps > uint32(0)
-        found, weights = fetched(x, packed, inside, base, (id, ih, iw), (D, H, W), (in_d, in_h, in_w), c, IC, in_c, at_b, steps)
-        buffer, step, turn = uint32(0), uint32(0), uint32(0)
-        while step < steps:
+        left = uint32(end - step)
+        found, weights = fetched(x, packed, inside, base, (id, ih, iw), (D, H, W), (in_d, in_h, in_w), c, IC, in_c, at_b, left)
+        buffer, turn = uint32(0), uint32(0)
+        while step < end:
             from_a, from_b = uint32(buffer * size_a), uint32(buffer * size_b)
             keep_a(a, uint32(from_a + to_a), converted(found, zero))
             keep_b(b, uint32(from_b + to_b), weights)
@@ -282,7 +303,7 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
                         kh, ih, id = uint32(0), h0, uint32(id + DD)
             # Asked for now, needed after the products.
             found, weights = fetched(
-                x, packed, inside, base, (id, ih, iw), (D, H, W), (in_d, in_h, in_w), c, IC, in_c, at_b, uint32(steps - step)
+                x, packed, inside, base, (id, ih, iw), (D, H, W), (in_d, in_h, in_w), c, IC, in_c, at_b, uint32(end - step)
             )
             sums = multiplied(sums, a, b, from_a, from_b, row, column)
             buffer, turn = uint32(one - buffer), uint32(turn + one)
@@ -290,17 +311,52 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out):
                 totals, sums, turn = added(totals, sums), zeros(real(0)), uint32(0)
         totals = added(totals, sums)
         channel = uint32(channel + column)
-        biases = biases_of(packed, uint32(uint32(begin + uint32(uint32(steps * uint32(BK)) * pitch)) + channel))
-        values = activated(added(totals, biases), first_of(a0, a1, a2, a3, a4, a5))
+        if divided:
+            values = totals
+        else:
+            biases = biases_of(packed, uint32(uint32(begin + uint32(uint32(steps * uint32(BK)) * pitch)) + channel))
+            values = activated(added(totals, biases), first_of(a0, a1, a2, a3, a4, a5))
         if pools:
             values = pooled(values)
         first = uint32(uint32(uint32(pixel_tile * uint32(BM)) + row) // uint32(taps))
         results, y_strides = uint32(total // uint32(taps)), (y_n, y_c, y_d, y_h, y_w)
-        put(y, narrowed(values, zero), first, results, channel, uint32(group * OC), OC, of_d, of_h, of_w, y_strides)
+        put(y, narrowed(values, zero), shift, first, results, channel, uint32(group * OC), OC, of_d, of_h, of_w, y_strides)
 
-    numbers = 1 + 9 + 6 + 5 + 3 + 5 + 9 + 2 + 5
-    pointers = (types.CPointer(stored(dtype)), types.CPointer(real), types.CPointer(stored(dtype)))
+    numbers = 1 + 9 + 6 + 5 + 3 + 5 + 9 + 2 + 5 + 3
+    pointers = (types.CPointer(stored(dtype)), types.CPointer(real), types.CPointer(result))
     return kernel, (*pointers, *(uint32,) * numbers, *(real,) * PARAMETERS)
+
+
+@specialised
+def summed(dtype, last, after):
+    """y, from what the parts of ``forward``'s steps come to, in their order; biases and the activation last.
+
+    Arguments: y, sums, packed weights; results; parts, results of a part and what is behind it; C, D, H and W of y as divisors, channels
+    of a group likewise; a group's packed weights, and those before its biases; y's strides; the activation's parameters."""
+    real, narrow = computed(dtype), written(dtype)
+    where, first_of = place(last), first_parameters(len(after.defaults) if after else 0)
+    f = compiled(after.value) if after else None
+
+    def kernel(
+        y, sums, packed, total, parts, apart, C, mC, sC, OD, mOD, sOD, OH, mOH, sOH, OW, mOW, sOW, OC, mOC, sOC, of_group, before,
+        y_n, y_c, y_d, y_h, y_w, a0, a1, a2, a3, a4, a5,
+    ):  # fmt: skip
+        t = thread()
+        if t >= total:
+            return
+        found, at, k = real(0), t, uint32(0)
+        while k < parts:
+            found += sums[at]
+            at, k = uint32(at + apart), uint32(k + uint32(1))
+        n, c, od, oh, ow = where(t, (C, mC, sC), (OD, mOD, sOD), (OH, mOH, sOH), (OW, mOW, sOW))
+        group, channel = quotient_of(c, OC, mOC, sOC)
+        found += packed[uint32(uint32(uint32(group * of_group) + before) + channel)]
+        if f is not None:
+            found = f(found, first_of(a0, a1, a2, a3, a4, a5))
+        y[uint32(uint32(c * y_c) + strided(uint32(n * y_n), od, oh, ow, y_d, y_h, y_w))] = narrow(found)
+
+    pointers = (types.CPointer(stored(dtype)), types.CPointer(real), types.CPointer(real))
+    return kernel, (*pointers, *(uint32,) * (3 + 15 + 2 + 5), *(real,) * PARAMETERS)
 
 
 @specialised
