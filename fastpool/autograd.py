@@ -343,7 +343,7 @@ def windows_of(x: torch.Tensor, op: Pooling) -> tuple[torch.Tensor, torch.Tensor
     if window is None:
         taps = torch.arange(math.prod(x.shape[-rank:]), device=x.device)[:, None]
         inside = torch.ones_like(taps, dtype=torch.bool)
-        count = torch.full((1,), len(taps), dtype=x.dtype)
+        count = torch.full((1,), len(taps), dtype=x.dtype, device=x.device)
     else:
         taps, inside = (torch.from_numpy(t).to(x.device) for t in window.tap_table(*x.shape[-rank:]))
         count = torch.ones((), dtype=x.dtype, device=x.device)

@@ -722,7 +722,7 @@ def conv_pooled(
     op, pooling = convolution.request(caller, 2, *geometry), _ASKED[name](kernel_size, step, pad, 1, False)
     steps = fusion.steps(caller, activation)
     given = [t for t in (input, weight, bias, *(affine if isinstance(affine, tuple) else ())) if t is not None]
-    plain = all(map(_is_simple, given)) and not _is_autocast("cpu") and len(steps) < 2 and all(isinstance(s, Applied) for s in steps)
+    plain = all(map(_is_simple, given)) and not _autocasts(input) and len(steps) < 2 and all(isinstance(s, Applied) for s in steps)
     if not plain or (_is_grad_enabled() and any(t.requires_grad for t in given)):
         return _pooled(convolved(input, weight, bias, op, affine), pooling, before=steps or None)
     _check_alike(caller, given, weight, bias)
@@ -741,7 +741,7 @@ def remembered(
     last = kept.last
     if last is None or last.asked != asked or last.weight is not weight or last.bias is not bias:
         return None
-    if not _is_simple(input) or _is_autocast("cpu"):
+    if not _is_simple(input) or _autocasts(input):
         return None
     if _is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
         return None
@@ -764,7 +764,7 @@ def convolved(
         if not isinstance(t, torch.Tensor) and (t is not None or name != "bias"):
             raise TypeError(f"{op.caller}: {name} must be a Tensor, got {type(t).__name__}")
     epilogue = convolution.epilogue(op.caller, after)
-    if affine is None and _is_simple(input) and _is_simple(weight) and (bias is None or _is_simple(bias)) and not _is_autocast("cpu"):
+    if affine is None and _is_simple(input) and _is_simple(weight) and (bias is None or _is_simple(bias)) and not _autocasts(input):
         _check_alike(op.caller, (input, weight) if bias is None else (input, weight, bias), weight, bias)
         if _is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
             return _convolve_and_save(input, weight, bias, op, epilogue)
@@ -808,6 +808,11 @@ def _is_simple(t: Any) -> bool:
     """Whether a tensor is what kernels can read as it is, and nobody's stand-in: the check of all cases below takes 8 us."""
     plain = type(t) in _PLAIN and not _is_compiling() and not _is_wrapped(t) and forward_ad._current_level < 0
     return plain and not t.is_neg() and not t._is_zerotensor()
+
+
+def _autocasts(t: torch.Tensor) -> bool:
+    """Whether autocast is on where a tensor is: a convolution of a GPU's went by the CPU's."""
+    return _is_autocast("cuda" if t.is_cuda else "cpu")
 
 
 def _checked_affine(caller: str, weight: torch.Tensor, affine: Any) -> tuple[Any, Any]:

@@ -55,10 +55,14 @@ class Emulator(cuda_model.Emulator):
 @functools.cache
 def costly(kernel, cc):
     """What of a kernel's PTX has no place there, if it is of floats no wider than 32 bits: float64, memory of threads' own, calls
-    (libdevice's too), division of 64 bits."""
+    (libdevice's too), division of 64 bits, but where bins of very many elements need it."""
+    from fastpool.kernels.cuda.windows import FAR
+
     if "float64" in kernel.constants or not any(dtype in kernel.constants for dtype in ("float32", "bfloat16", "float16")):
         return set()
-    return set(re.findall(r"\.f64|\.local\b|\bcall\b|div\.s64|rem\.s64", kernel.ptx(cc)))
+    found = set(re.findall(r"\.f64|\.local\b|\bcall\b|(?:div|rem)\.[us]64", kernel.ptx(cc)))
+    far = any(isinstance(given, tuple) and FAR in given for given in kernel.constants)
+    return found - {"div.u64"} if far else found
 
 
 def names(emulator):

@@ -5,6 +5,7 @@ import mmap
 import os
 import re
 import threading
+import types
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 import fastpool
 import fastpool.functional as F
 import fastpool.nn as fast
-from fastpool import convolution, library
+from fastpool import convolution, functional, library
 
 
 @pytest.fixture
@@ -154,6 +155,17 @@ def test_autocast(layout, few_kernels):
         torch.testing.assert_close(a.grad, c.grad, rtol=2**-7, atol=0)
     with torch.autocast("cpu", enabled=False):
         assert F.conv2d(x, w, b).dtype == torch.float32
+
+
+def test_autocast_of_a_gpu_is_not_the_cpus():
+    """``torch.autocast("cuda")`` turns itself off where there is no GPU."""
+    x, w = torch.randn(1, 3, 8, 9), torch.randn(4, 3, 3, 3)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert functional._autocasts(types.SimpleNamespace(is_cuda=True))
+        assert F.conv2d(x, w).dtype == torch.float32
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 def test_gradients_are_computed_in_autograds_thread_and_honour_inference_mode(few_kernels):

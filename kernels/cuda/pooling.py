@@ -20,6 +20,10 @@ MOST = 2**31 - 1
 """Elements that one launch counts: indices are uint32, divided as numbers below 2^31."""
 
 
+NEAR = 2**32
+"""An axis' size by its bins, one more of each, from which bins are found by divisions of 64 bits."""
+
+
 class Plan:
     """Launches of one kernel over parts of a batch."""
 
@@ -65,7 +69,9 @@ class _Window:
         if window:
             self.out = tuple(len(window.spans(axis, size)[0]) for axis, size in enumerate(self.sizes))
             self.padding = window.padding
-            self.constants = window.kernel_size, window.stride, window.dilation
+            products = [(size + 1) * (out + 1) for size, out in zip(self.sizes, self.out, strict=True)]
+            stride = tuple(step or (0 if most < NEAR else windows.FAR) for step, most in zip(window.stride, products, strict=True))
+            self.constants = window.kernel_size, stride, window.dilation
 
     def parts(self, per_image):
         """Launches of so many elements an image."""

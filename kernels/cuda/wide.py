@@ -42,7 +42,7 @@ def lanes(last, stride):
 
 def fits(kernel_size, stride, last):
     """Whether a window is written out, and read so."""
-    return kernel_size[0] * kernel_size[1] * kernel_size[2] <= UNROLLED and 0 not in stride and lanes(last, stride[2]) > 1
+    return kernel_size[0] * kernel_size[1] * kernel_size[2] <= UNROLLED and min(stride) > 0 and lanes(last, stride[2]) > 1
 
 
 @functools.cache

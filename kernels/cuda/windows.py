@@ -19,6 +19,10 @@ PARAMETERS = 6
 UNROLLED = 36
 """Taps up to which a window is written out."""
 
+FAR = -1
+"""The stride that stands for bins so many, of axes so long, that a position by a size does not fit 32 bits.  The gradient of averages of
+others is 832 instructions long (sm_80), with divisions of 64 bits 1,336."""
+
 GATHERED = 9
 """Windows that hold an element up to which those are written out."""
 
@@ -43,13 +47,13 @@ def first_parameters(count):
 def axis_of(K, S, D):
     """(o, size, P, outs) -> (position of tap 0, wrapped; the first tap inside; the end of those) of output o along one axis.
 
-    S = 0: bins of adaptive pooling.
+    S = 0 or FAR: bins of adaptive pooling.
     """
-    K, S, D, one = uint32(K), uint32(S), uint32(D), uint32(1)
+    K, step, D, one = uint32(K), uint32(max(S, 0)), uint32(D), uint32(1)
 
     @device
     def regular(o, size, P, outs):
-        at, reach = uint32(o * S), uint32(size + P)
+        at, reach = uint32(o * step), uint32(size + P)
         first = uint32(uint32(uint32(P - at) + uint32(D - one)) // D) if at < P else uint32(0)
         end = uint32(uint32(uint32(reach - at) + uint32(D - one)) // D) if at < reach else uint32(0)
         first = first if first < K else K
@@ -58,32 +62,44 @@ def axis_of(K, S, D):
 
     @device
     def bins(o, size, P, outs):
+        begin = uint32(uint32(o * size) // outs)
+        end = uint32(uint32(uint32(uint32(o + one) * size) + uint32(outs - one)) // outs)
+        return begin, uint32(0), uint32(end - begin)
+
+    @device
+    def far_bins(o, size, P, outs):
         begin = uint32(uint64(uint64(o) * uint64(size)) // uint64(outs))
         end = uint32(uint64(uint64(uint64(uint64(o) + uint64(1)) * uint64(size)) + uint64(uint64(outs) - uint64(1))) // uint64(outs))
         return begin, uint32(0), uint32(end - begin)
 
-    return regular if S else bins
+    return far_bins if S == FAR else regular if S else bins
 
 
 @functools.cache
 def _holders(K, S, D):
     """(i, size, P, outs) -> (first, end) of the outputs whose windows may hold position i along one axis."""
-    extent, S, one = uint32(D * (K - 1) + 1), uint32(S), uint32(1)
+    extent, step, one = uint32(D * (K - 1) + 1), uint32(max(S, 0)), uint32(1)
 
     @device
     def regular(i, size, P, outs):
         at = uint32(i + P)
-        first = uint32(uint32(uint32(at - extent) // S) + one) if at >= extent else uint32(0)
-        end = uint32(uint32(at // S) + one)
+        first = uint32(uint32(uint32(at - extent) // step) + one) if at >= extent else uint32(0)
+        end = uint32(uint32(at // step) + one)
         return first, (end if end < outs else outs)
 
     @device
     def bins(i, size, P, outs):
+        first = uint32(uint32(i * outs) // size)
+        last = uint32(uint32(uint32(uint32(i + one) * outs) - one) // size)
+        return first, uint32(last + one)
+
+    @device
+    def far_bins(i, size, P, outs):
         first = uint32(uint64(uint64(i) * uint64(outs)) // uint64(size))
         last = uint32(uint64(uint64(uint64(uint64(i) + uint64(1)) * uint64(outs)) - uint64(1)) // uint64(size))
         return first, uint32(last + one)
 
-    return regular if S else bins
+    return far_bins if S == FAR else regular if S else bins
 
 
 @functools.cache
@@ -282,7 +298,7 @@ def forward(kind, dtype, saved, saves, last, kernel_size, stride, dilation, incl
     begin, finish, surveys = A.begin, A.finish, A.surveys
     KD, KH, KW = kernel_size
     taps = KD * KH * KW
-    unrolled = taps <= UNROLLED and 0 not in stride
+    unrolled = taps <= UNROLLED and min(stride) > 0
     window = _taps(A.step, A.neutral, dtype, kernel_size, dilation, unrolled)
     survey = _taps(A.survey, A.neutral, dtype, kernel_size, dilation, unrolled) if surveys else None
     along_d, along_h, along_w = (axis_of(*of) for of in windows_of(kernel_size, stride, dilation))
@@ -334,9 +350,9 @@ def backward(kind, dtype, saved, last, kernel_size, stride, dilation, include_pa
     rest_of = int32 if selects else real
     taps, one = math.prod(kernel_size), uint32(1)
     # So many windows hold an element along each axis, at most.
-    most = tuple(-(-(D * (K - 1) + 1) // S) if S else 0 for K, S, D in windows)
+    most = tuple(-(-(D * (K - 1) + 1) // S) if S > 0 else 0 for K, S, D in windows)
     MD, MH, MW = most
-    SD, SH, SW = map(uint32, stride)
+    SD, SH, SW = (uint32(max(S, 0)) for S in stride)
 
     @device
     def share_of(window, taps_at, element, gy, kept, y, value, sizes, outs, paddings, p):
