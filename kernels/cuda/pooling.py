@@ -126,8 +126,8 @@ class Device:
         if W.whole:
             *_, step_d, step_h, step_w = geometry.strides
             dense = (step_d, step_h) == (W.sizes[1] * step_h, W.sizes[2] * step_w)
-            kernel = whole_map.forward(kind, dtype, saved or "uint8", saves, last, dense)
-            side = whole_map.CHANNELS if last else 1
+            side = whole_map.maps_of_a_block(last, math.prod(W.sizes))
+            kernel = whole_map.forward(kind, dtype, saved or "uint8", saves, last, dense, side)
             for first, images in W.parts(W.channels):
                 maps = images * W.channels
                 numbers = [maps, *divisors(W.channels, *W.sizes[1:]), math.prod(W.sizes), *geometry.strides]
@@ -153,7 +153,7 @@ class Device:
         padding = 0 if last else W.padding[2]
         several = planned(wide.forward(*constants, padding, geometry.include_pad, geometry.divisor), many)
         own, _, kept = itemsizes
-        return _Aligned(several, single, (wide.QUAD * own, many * own, many * kept))
+        return Aligned(several, single, (wide.QUAD * own, many * own, many * kept))
 
     def _backward(self, kind, geometry, saved):
         """Arguments of ``run``: gx, gy, saved, x, y; then the parameters.  gx, gy, saved and y are dense in geometry's layout."""
@@ -182,7 +182,7 @@ class Device:
         if many == 1 or not wide.gathers(kind, *W.constants, last):
             return single
         several = planned(wide.backward(*constants, 0 if last else W.padding[2], *behind), wide.QUAD, W.out, W.padding)
-        return _Aligned(several, single, (*(wide.QUAD * size for size in itemsizes),))
+        return Aligned(several, single, (*(wide.QUAD * size for size in itemsizes),))
 
     def _flat_positions(self, geometry, saved):
         """Arguments of ``run``: flat (int64), saved; both dense in geometry's layout."""
@@ -195,7 +195,7 @@ class Device:
         return Plan(self.index, kernel, plans, (8, itemsize(saved)))
 
 
-class _Aligned:
+class Aligned:
     """A plan that wants its addresses to be multiples of some bytes, and one for others."""
 
     parallel = False

@@ -22,6 +22,26 @@ def _place(context, builder, kind, value, at, more):
     return builder.gep(place, [ir.Constant(ir.IntType(64), more)])
 
 
+def _of_pairs(builder, place, count):
+    """``count`` numbers of 16 bits, loaded by twos: of four halves NVVM makes two loads."""
+    word, half = ir.IntType(32), ir.IntType(16)
+    vector = ir.VectorType(word, count // 2)
+    got = builder.load(builder.bitcast(place, vector.as_pointer()), align=2 * count)
+    pairs = [builder.extract_element(got, ir.Constant(word, k)) for k in range(count // 2)]
+    return [builder.trunc(part, half) for pair in pairs for part in (pair, builder.lshr(pair, ir.Constant(word, 16)))]
+
+
+def _by_pairs(builder, place, parts):
+    """The other way."""
+    word = ir.IntType(32)
+    vector = ir.VectorType(word, len(parts) // 2)
+    put = ir.Constant(vector, ir.Undefined)
+    for k, (low, high) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+        pair = builder.or_(builder.zext(low, word), builder.shl(builder.zext(high, word), ir.Constant(word, 16)))
+        put = builder.insert_element(put, pair, ir.Constant(word, k))
+    builder.store(put, builder.bitcast(place, vector.as_pointer()), align=2 * len(parts))
+
+
 @functools.cache
 def load(count, more=0):
     """(pointer or array, i, uint32) -> the tuple of ``count`` elements from i + more; where that is more than one, aligned as a whole."""
@@ -33,9 +53,12 @@ def load(count, more=0):
             place, size = _place(context, builder, array, *args, more), context.get_abi_sizeof(element)
             if count == 1:
                 return context.make_tuple(builder, signature.return_type, [builder.load(place, align=size)])
-            vector = ir.VectorType(element, count)
-            got = builder.load(builder.bitcast(place, vector.as_pointer()), align=size * count)
-            parts = [builder.extract_element(got, ir.Constant(ir.IntType(32), k)) for k in range(count)]
+            if size == 2:
+                parts = _of_pairs(builder, place, count)
+            else:
+                vector = ir.VectorType(element, count)
+                got = builder.load(builder.bitcast(place, vector.as_pointer()), align=size * count)
+                parts = [builder.extract_element(got, ir.Constant(ir.IntType(32), k)) for k in range(count)]
             return context.make_tuple(builder, signature.return_type, parts)
 
         return types.UniTuple(array.dtype, count)(array, at), codegen
@@ -55,6 +78,8 @@ def store(count, more=0):
             parts = cgutils.unpack_tuple(builder, args[2], count)
             if count == 1:
                 builder.store(parts[0], place, align=size)
+            elif size == 2:
+                _by_pairs(builder, place, parts)
             else:
                 vector = ir.VectorType(element, count)
                 put = ir.Constant(vector, ir.Undefined)

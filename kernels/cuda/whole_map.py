@@ -1,4 +1,5 @@
-"""CUDA kernels of global pooling: a block of threads shares maps, and combines what each has found through shared memory."""
+"""CUDA kernels of global pooling: a block of threads shares maps, and combines what each has found through shared memory; of small
+contiguous maps a warp shares one, and combines through its registers."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,6 +7,7 @@ from typing import Any, NamedTuple
 from numba import cuda, int32, types, uint32
 
 from ..arithmetic import bare, members, tupled
+from . import vector
 from .compile import specialised
 from .number import arithmetic, computed, device, quotient_of, read, stored, written
 from .windows import PARAMETERS, first_parameters, strided, thread
@@ -17,6 +19,11 @@ THREADS = 256
 CHANNELS = 32
 """A warp's, which read 128 bytes of float32 together."""
 
+
+WARP = 32
+SMALL = 1024
+"""Elements up to which a contiguous map is a warp's: a block's threads go through 8 barriers to combine what they found.  An average of
+7x7 takes 496 warp instructions of PTX by a block, 97 by a warp, of 32x32 874 and 337."""
 
 CHAIN = 32
 """Elements that a thread takes in one after the other, before it adds what they come to: of long sums much is lost in rounding."""
@@ -67,26 +74,57 @@ def _shelf(parts):
     return _Shelf(make_one, put_one, get_one) if one else _Shelf(make, put, get)
 
 
+@functools.cache
+def _ahead(dtype):
+    """(x, lanes) -> the x of the thread so many lanes further on in the warp."""
+    if dtype.bitwidth == 64 or dtype == types.float32:
+        return device(lambda x, lanes: cuda.shfl_down_sync(0xFFFFFFFF, x, lanes))
+    return device(lambda x, lanes: dtype(cuda.shfl_down_sync(0xFFFFFFFF, int32(x), lanes)))
+
+
+def _by_warps(parts, combine, together, apart):
+    """(state) -> what all of a warp have found, right in its first lane: each combines its own with those behind it."""
+
+    def member(k):
+        ahead = _ahead(parts[k])
+        return device(lambda state, lanes: ahead(state[k], lanes))
+
+    others = vector.tupled(len(parts), member)
+
+    def halved(k):
+        lanes = WARP >> (k + 1)
+        return device(lambda state: combine(state, apart(others(together(state), lanes))))
+
+    return vector.folded(5, halved)
+
+
+def maps_of_a_block(last, size):
+    """How many a block makes, of maps of so many elements."""
+    return CHANNELS if last else THREADS // WARP if size <= SMALL else 1
+
+
 @specialised
-def forward(kind, dtype, saved, saves, last, dense):
-    """``dense``: a map's elements follow each other at the step of W, and need not be found by divisions.
+def forward(kind, dtype, saved, saves, last, dense, side):
+    """``dense``: a map's elements follow each other at the step of W, and need not be found by divisions.  ``side``: maps of a block.
 
     Arguments: x, y, saved; N * C; C, H and W as divisors; elements of a map; x's strides; the reduction's parameters.
-
-    A block of the grid: a map, or CHANNELS maps of channels_last.
     """
     A, real, keeps = arithmetic(kind), computed(dtype), stored(saved)
     begin, step, combine, finish = A.begin, A.step, A.combine, A.finish
     parts = members(kind, real, int32)
     (arrays_of, put, get), together, apart = _shelf(parts), tupled(len(parts), device), bare(len(parts), device)
-    side = CHANNELS if last else 1
     sharing = THREADS // side
+    by_warps = side > 1 and not last
+    of_warp = _by_warps(parts, combine, together, apart)
     take, write, first_of = read(dtype), written(dtype), first_parameters(len(kind.parameters))
     one = uint32(1)
 
     def kernel(x, y, kept, maps, C, mC, sC, H, mH, sH, W, mW, sW, size, in_n, in_c, in_d, in_h, in_w, a0, a1, a2, a3, a4, a5):
         me = uint32(cuda.threadIdx.x)
-        lane, rank = uint32(me % uint32(side)), uint32(me // uint32(side))
+        if by_warps:
+            lane, rank = uint32(me // uint32(WARP)), uint32(me % uint32(WARP))
+        else:
+            lane, rank = uint32(me % uint32(side)), uint32(me // uint32(side))
         map = uint32(uint32(uint32(cuda.blockIdx.x) * uint32(side)) + lane)
         p = first_of(a0, a1, a2, a3, a4, a5)
         zero = real(0)
@@ -108,16 +146,19 @@ def forward(kind, dtype, saved, saves, last, dense):
                     part = step(part, take(x[place]), int32(at), p)
                     at = uint32(at + uint32(sharing))
                 state = combine(state, part)
-        arrays = arrays_of()
-        put(arrays, me, together(state))
-        cuda.syncthreads()
-        half = uint32(sharing // 2)
-        while half > uint32(0):
-            if rank < half:
-                state = combine(state, apart(get(arrays, uint32(me + uint32(half * uint32(side))))))
-                put(arrays, me, together(state))
+        if by_warps:
+            state = of_warp(state)
+        else:
+            arrays = arrays_of()
+            put(arrays, me, together(state))
             cuda.syncthreads()
-            half = uint32(half >> one)
+            half = uint32(sharing // 2)
+            while half > uint32(0):
+                if rank < half:
+                    state = combine(state, apart(get(arrays, uint32(me + uint32(half * uint32(side))))))
+                    put(arrays, me, together(state))
+                cuda.syncthreads()
+                half = uint32(half >> one)
         if rank == uint32(0) and map < maps:
             value, rest = finish(state, real(size), real(size), p)
             y[map] = write(value)
