@@ -225,6 +225,22 @@ class MaxUnpoolBackward(torch.autograd.Function):
         return summed.unflatten(-1, ctx.sizes), None, None, None
 
 
+def _asked(ctx: Any, count: int) -> list[bool]:
+    """Which gradients of a function's first ``count`` inputs, of which the last alone may be no tensor, are asked for.
+
+    ``needs_input_grad`` says what requires one: of a layer that is trained ``torch.autograd.grad(y, x)`` made the weights' gradient too.
+    """
+    nodes = getattr(ctx, "next_functions", None)  # torch.func's contexts have none
+    return [needs and (nodes is None or _is_executed(nodes[i][0])) for i, needs in enumerate(ctx.needs_input_grad[:count])]
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient is the result of torch.autograd.grad, or no engine runs
+        return True
+
+
 class Convolve(torch.autograd.Function):
     """y; saves x and the weights, and y where an activation follows, whose slope must be told from it."""
 
@@ -244,7 +260,7 @@ class Convolve(torch.autograd.Function):
         if ctx.after:
             slope = on_tensors(ctx.after.slope)
             gy = gy * slope(y, ctx.after.parameters)
-        needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
+        needs_x, needs_w, needs_b = _asked(ctx, 3)
         gx = ConvolveInput.apply(gy, weight, None, here) if needs_x else None
         gw = ConvolveWeight.apply(gy, x, here) if needs_w else None
         gb = convolution.bias_gradient(gy, ctx.op.rank) if needs_b else None
@@ -263,7 +279,7 @@ class ConvolveInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ggx: torch.Tensor) -> Any:
         (gy, weight), op = ctx.saved_tensors, ctx.here.op
-        needs_gy, needs_w, needs_b, _ = ctx.needs_input_grad
+        needs_gy, needs_w, needs_b = _asked(ctx, 3)
         to_gy = Convolve.apply(ggx, weight, None, op, None) if needs_gy else None
         to_w = ConvolveWeight.apply(gy, ggx, convolution.called(op, ggx, weight)) if needs_w else None
         to_b = convolution.bias_gradient(ggx, op.rank) if needs_b else None
@@ -282,7 +298,7 @@ class ConvolveWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ggw: torch.Tensor) -> Any:
         (gy, x), op = ctx.saved_tensors, ctx.here.op
-        needs_gy, needs_x, _ = ctx.needs_input_grad
+        needs_gy, needs_x = _asked(ctx, 2)
         to_gy = Convolve.apply(x, ggw, None, op, None) if needs_gy else None
         to_x = ConvolveInput.apply(gy, ggw, None, convolution.called(op, x, ggw)) if needs_x else None
         return to_gy, to_x, None

@@ -104,6 +104,29 @@ def test_only_what_is_asked_for_is_computed(wanted, calls):
     assert calls == ["xw"[k] for k in wanted if k < 2]
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("way", ["grad", "of what is no leaf", "inputs of backward", "grad of a gradient"])
+def test_of_a_layer_that_is_trained_only_what_is_asked_for_is_computed(way, wanted, calls):
+    """Where all three tensors require a gradient."""
+    leaves = [leaf(torch.randn(shape).double()) for shape in ((1, 2, 4, 5), (3, 2, 2, 3), (3,))]
+    tensors = [t * 1 for t in leaves] if way == "of what is no leaf" else leaves
+    asked = [tensors[k] for k in wanted]
+    y, theirs = F.conv2d(*tensors).square().sum(), T.conv2d(*tensors).square().sum()
+    expected = torch.autograd.grad(theirs, asked, create_graph=True)
+    if way == "inputs of backward":
+        y.backward(inputs=asked)
+        found = [t.grad for t in asked]
+    else:
+        found = torch.autograd.grad(y, asked, create_graph=way == "grad of a gradient")
+    for ours, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, other)
+    assert calls == ["xw"[k] for k in wanted if k < 2]
+    if way == "grad of a gradient":
+        again, expected = (torch.autograd.grad(sum(g.sum() for g in gs), leaves) for gs in (found, expected))
+        for ours, other in zip(again, expected, strict=True):
+            torch.testing.assert_close(ours, other)
+
+
 def saved(call):
     seen = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(tuple(t.shape)) or t, lambda t: t):

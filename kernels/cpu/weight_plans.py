@@ -30,7 +30,7 @@ def weight_gradient(geometry):
 class PlaneProducts:
     """``WeightGradient`` of a 1x1 convolution of contiguous maps: it needs no panels."""
 
-    panel = 0
+    parallel, panel = True, 0
 
     def __init__(self, problem):
         dtype, inputs, outputs = problem.dtype, problem.inputs, problem.outputs
