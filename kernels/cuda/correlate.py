@@ -21,9 +21,6 @@ RUN = 4
 CHAIN = 32
 """Products that are added up before what they come to is added to the total: of long sums much is lost in rounding."""
 
-SKEW = 4
-"""Numbers between rows of shared memory, so that a warp that writes along a column meets each bank once."""
-
 
 class Tile(NamedTuple):
     """Of a block and, of that, of a thread."""
@@ -192,8 +189,9 @@ def forward(dtype, last, tile, after, kind, window, divisor, wide_in, wide_out, 
     result = real if divided else stored(dtype)
     narrow = device(lambda x: x) if divided else written(dtype)
     BM, BN, BK, T, taps = tile.pixels, tile.channels, tile.depth, tile.threads, window[0] * window[1] * window[2]
-    pitch_a = BM + SKEW
     share_a, share_b = BM * BK // T, BK * BN // T
+    # Of channels_last a warp writes 16 outputs of two parts, ``share_a`` rows apart: those are to be 16 banks apart.
+    pitch_a = BM + 16 // share_a
     turns = uint32(CHAIN // BK)
     across, of_rows = BM // tile.rows, uint32(RUN)
     size_a, size_b = uint32(BK * pitch_a), uint32(BK * BN)

@@ -8,7 +8,7 @@ from numba import cuda, types, uint32
 
 from . import vector
 from .compile import specialised
-from .correlate import CHAIN, RUN, SKEW, product
+from .correlate import CHAIN, RUN, product
 from .number import computed, device, quotient_of, read, stored, written
 from .windows import position, strided, taps_of, thread
 
@@ -22,8 +22,8 @@ def partial(dtype, last, tile):
     steps, first offsets and distances of taps; gy's strides."""
     real, take = computed(dtype), read(dtype)
     BM, BN, BK, T = tile.pixels, tile.channels, tile.depth, tile.threads
-    # Of contiguous maps a warp writes 8 rows of 4, of channels_last 2 of 16 where a block has 128 threads.
-    pitch_a, pitch_b = (size + (16 if last else SKEW) for size in (BM, BN))
+    # Of contiguous maps a warp writes 8 rows of 4, of channels_last 2 of 16 where a block has 128 threads: each meets another bank.
+    pitch_a, pitch_b = (size + (16 if last else 4) for size in (BM, BN))
     across, turns, one = BM // tile.rows, uint32(CHAIN // BK), uint32(1)
     of_a, of_b = BM * BK // T, BN * BK // T
     apart = T // BK  # rows that the block's threads bring at once
