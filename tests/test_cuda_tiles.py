@@ -16,9 +16,11 @@ EXAMPLES = {
     "steps of 4 channels": ((2, 3, 14, 14), (80, 3, 5, 5), {"padding": 2, "stride": 2}),
     "128 bits": ((2, 16, 8, 8), (64, 16, 3, 3), {"padding": 1}),
     "few channels": ((2, 9, 11, 12), (17, 9, 3, 3), {"padding": 1}),
+    "few channels of few": ((1, 3, 13, 12), (20, 3, 3, 3), {"stride": 2, "padding": 1}),
     "groups": ((2, 24, 12, 11), (80, 12, 3, 2), {"groups": 2, "dilation": (1, 2)}),
 }
-TILES = {"channels of two tiles": "WIDE", "steps of 4 channels": "WIDE", "128 bits": "WIDE", "few channels": "NARROW", "groups": "WIDE"}
+TILES = {"channels of two tiles": "WIDE", "steps of 4 channels": "WIDE", "128 bits": "WIDE", "few channels": "NARROW"}
+TILES |= {"few channels of few": "NARROW", "groups": "WIDE"}
 """Of the forward pass."""
 
 

@@ -293,14 +293,15 @@ class WeightGradient:
 
 def _tile(problem, outputs, filled):
     """The largest tile of which there are ``filled`` blocks, or else the smallest."""
-    depth = FEW if problem.inputs <= FEW else WIDE.depth
-    if problem.dtype == "float64":
-        return SMALL._replace(depth=depth)
     tiles = (WIDE, NARROW, SMALL) if problem.outputs > NARROW.channels else (NARROW, SMALL)
-    for tile in tiles:
-        if -(-outputs // tile.pixels) * -(-problem.outputs // tile.channels) * problem.groups >= filled:
-            return tile._replace(depth=depth)
-    return SMALL._replace(depth=depth)
+    if problem.dtype == "float64":
+        tiles = (SMALL,)
+    enough = (t for t in tiles if -(-outputs // t.pixels) * -(-problem.outputs // t.channels) * problem.groups >= filled)
+    tile = next(enough, SMALL)
+    if problem.inputs > FEW:
+        return tile
+    # Of so few channels a step's weights are 4 by 32: no more threads than those.
+    return tile._replace(depth=FEW, rows=8 if tile is NARROW else tile.rows)
 
 
 def _sum_tile(problem):
