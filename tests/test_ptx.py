@@ -2,11 +2,13 @@
 
 import math
 import re
+from pathlib import Path
 
 import emulated
 import numpy as np
 import pytest
 from fastpool.bench import ptx
+from fastpool.bench.ptx.program import OPERATIONS
 
 COUNT = 64
 
@@ -112,6 +114,35 @@ def test_floats(operation, kind):
     x, y = X.astype(ptx.TYPES[kind]), Y.astype(ptx.TYPES[kind])
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(applied(operation.format(kind), kind, kind, x, y), FLOATS[operation](x, y).astype(x.dtype))
+
+
+APPROXIMATE = {
+    "ex2.approx.{0} {{0}}, {{1}};": np.exp2,
+    "lg2.approx.{0} {{0}}, {{1}};": np.log2,
+    "sin.approx.{0} {{0}}, {{1}};": np.sin,
+    "cos.approx.{0} {{0}}, {{1}};": np.cos,
+    "tanh.approx.{0} {{0}}, {{1}};": np.tanh,
+    "rsqrt.approx.{0} {{0}}, {{1}};": lambda x: 1 / np.sqrt(x),
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"), [*((operation, "f32") for operation in APPROXIMATE), ("rsqrt.approx.{0} {{0}}, {{1}};", "f64")]
+)
+def test_approximations(operation, kind):
+    """To two steps of the dtype, and what they are of infinities, negative numbers and NaN."""
+    x = X.astype(ptx.TYPES[kind])
+    with np.errstate(all="ignore"):
+        truth = APPROXIMATE[operation](x.astype(np.longdouble)).astype(x.dtype)
+    np.testing.assert_allclose(applied(operation.format(kind), kind, kind, x), truth, rtol=2 * np.finfo(x.dtype).eps, atol=0)
+
+
+def test_approximations_flush_what_is_subnormal():
+    small = np.full(COUNT, 1e-40, np.float32)
+    assert (applied("lg2.approx.ftz.f32 {0}, {1};", "f32", "f32", small) == -math.inf).all()
+    assert np.isfinite(applied("lg2.approx.f32 {0}, {1};", "f32", "f32", small)).all()
+    assert (applied("ex2.approx.ftz.f32 {0}, {1};", "f32", "f32", np.full(COUNT, -130.0)) == 0).all()
+    assert (applied("ex2.approx.f32 {0}, {1};", "f32", "f32", np.full(COUNT, -130.0)) > 0).all()
 
 
 def test_a_fused_product_is_rounded_once():
@@ -455,6 +486,51 @@ def test_warps_together():
     assert result.tolist() == [v ^ 1 for v in range(COUNT)]
     run("setp.lt.u32 %p1, %r0, 3;\nvote.sync.ballot.b32 %r2, %p1, -1;" + moved("s32", "st", "%r2", 0), result)
     assert result.tolist() == [7] * 32 + [0] * 32
+    run(shuffle.format("up.b32", 3, 0), x, result)
+    assert result.tolist() == [v - 3 if v % 32 >= 3 else v for v in range(COUNT)]
+    run(shuffle.format("idx.b32", 5, "0x181f"), x, result)  # segments of 8 lanes
+    assert result.tolist() == [v // 8 * 8 + 5 for v in range(COUNT)]
+
+
+@pytest.mark.parametrize(("mode", "first", "second"), [("any", 1, 0), ("all", 0, 0), ("uni", 0, 1)])
+def test_votes(mode, first, second):
+    """Of two warps: three of the first say yes, nobody of the second."""
+    result = np.zeros(COUNT, np.int32)
+    run(f"setp.lt.u32 %p1, %r0, 3;\nvote.sync.{mode}.pred %p2, %p1, -1;\nselp.s32 %r2, 1, 0, %p2;" + moved("s32", "st", "%r2", 0), result)
+    assert result.tolist() == [first] * 32 + [second] * 32
+
+
+def test_who_is_active():
+    """Of a warp that has parted, each half knows of its own."""
+    result = np.zeros(COUNT, np.uint32)
+    body = """
+    and.b32 %r1, %r0, 1;
+    setp.eq.s32 %p0, %r1, 1;
+    @%p0 bra $ODD;
+    activemask.b32 %r2;
+    bra $END;
+$ODD:
+    activemask.b32 %r2;
+$END:
+    """
+    run(body + moved("u32", "st", "%r2", 0), result)
+    assert result.tolist() == [0x55555555, 0xAAAAAAAA] * (COUNT // 2)
+    run("activemask.b32 %r2;" + moved("u32", "st", "%r2", 0), result)
+    assert (result == 0xFFFFFFFF).all()
+
+
+def test_lanes_and_those_beside_them():
+    found = {}
+    for name in ("laneid", "warpid", "lanemask_eq", "lanemask_lt", "lanemask_le", "lanemask_gt", "lanemask_ge"):
+        found[name] = np.zeros(COUNT, np.uint32)
+        run(f"mov.u32 %r2, %{name};" + moved("u32", "st", "%r2", 0), found[name])
+    lanes, every = [t % 32 for t in range(COUNT)], 2**32 - 1
+    assert found["laneid"].tolist() == lanes
+    assert found["warpid"].tolist() == [t // 32 for t in range(COUNT)]
+    masks = {"eq": lambda i: 1 << i, "lt": lambda i: (1 << i) - 1, "le": lambda i: (2 << i) - 1}
+    masks |= {"gt": lambda i: every ^ masks["le"](i), "ge": lambda i: every ^ masks["lt"](i)}
+    for name, mask in masks.items():
+        assert found[f"lanemask_{name}"].tolist() == [mask(i) for i in lanes]
 
 
 def test_kinds_of_atomics():
@@ -468,6 +544,18 @@ def test_kinds_of_atomics():
     assert before.tolist() == [(3 - t) % 10 for t in range(COUNT)]
     run("mov.u32 %r2, %r0;\n" + body.format("exch.b32"), total, before)
     assert before[1:].tolist() == list(range(COUNT - 1))
+    numbers = np.arange(7, 7 + COUNT, dtype=np.uint32)
+    of_all = {"min.u32": np.minimum, "max.u32": np.maximum, "and.b32": np.bitwise_and, "or.b32": np.bitwise_or, "xor.b32": np.bitwise_xor}
+    for name, both in of_all.items():
+        total[:] = 40
+        run("add.u32 %r2, %r0, 7;\n" + body.format(name), total, before)
+        assert before.tolist() == [40, *both.accumulate(np.append(np.uint32(40), numbers))[1:-1]], name
+        assert total[0] == both.reduce(numbers, initial=np.uint32(40)), name
+    total[:] = 3
+    # Who finds its own number puts the next there.
+    run("add.u32 %r3, %r0, 1;\natom.global.cas.b32 %r1, [%rd0], %r0, %r3;" + moved("u32", "st", "%r1", 1), total, before)
+    assert before.tolist() == [3, 3, 3, *range(3, COUNT)]
+    assert total[0] == COUNT
 
 
 def test_atomics_add_up():
@@ -576,6 +664,44 @@ def test_reads_by_all_blocks_then_a_write_is_a_race_of_any_later_one():
         run(body.format(0), result, grid=2)
 
 
+def test_generic_addresses():
+    """A place of shared memory that instructions reach without being told the space, and back."""
+    result = np.zeros(COUNT, np.int32)
+    body = """
+    shl.b32 %r1, %r0, 2;
+    mov.u64 %rd20, place;
+    cvt.u64.u32 %rd21, %r1;
+    add.s64 %rd21, %rd21, %rd20;
+    cvta.shared.u64 %rd22, %rd21;
+    st.u32 [%rd22], %r0;
+    bar.sync 0;
+    cvta.to.shared.u64 %rd23, %rd22;
+    ld.shared.u32 %r2, [%rd23];
+    cvta.to.global.u64 %rd1, %rd0;
+    """
+    run(body + moved("s32", "st", "%r2", 1), result, shared=".shared .align 4 .b8 place[256];")
+    assert result.tolist() == list(range(COUNT))
+
+
+def test_what_a_gpu_orders_or_fetches_moves_no_number():
+    x, result = np.arange(COUNT, dtype=np.float32), np.zeros(COUNT, np.float32)
+    load, store = moved("f32", "ld", "%f1", 0).replace("ld.", "ldu."), moved("f32", "st", "%f1", 1)
+    between = ("membar.gl", "fence.acq_rel.gpu", "nanosleep.u32 20", "prefetch.global.L2 [%rd0]", "prefetchu.L1 [%rd0]")
+    counters = run(load + "".join(f"{one};\n" for one in between) + store, x, result)
+    assert result.tolist() == x.tolist()
+    assert [counters.by_opcode[name] for name in ("ldu.global.f32", *(one.split()[0] for one in between))] == [2] * 6
+    assert counters.sectors == counters.sectors_loaded + counters.sectors_stored == 16  # a prefetch is no request
+
+
+def test_a_fence_is_no_barrier():
+    """It orders one thread's writes: a neighbour may read before them all the same."""
+    body = moved("s32", "st", "%r0", 0) + "{}\nxor.b32 %r0, %r0, 1;" + moved("s32", "ld", "%r1", 0)
+    run(body.format("bar.sync 0;"), np.zeros(COUNT, np.int32))
+    for fence in ("membar.cta;", "fence.acq_rel.cta;"):
+        with pytest.raises(ptx.PTXError, match="race"):
+            run(body.format(fence), np.zeros(COUNT, np.int32))
+
+
 def test_a_barrier_parts_who_writes_from_who_reads():
     shared = ".shared .align 4 .b8 place[256];"
     body = """
@@ -593,6 +719,12 @@ def test_a_barrier_parts_who_writes_from_who_reads():
     assert result.tolist() == list(range(COUNT))[::-1]
     with pytest.raises(ptx.PTXError, match="race"):
         run(body.replace("{barrier}", "") + moved("s32", "st", "%r5", 0), result, shared=shared)
+
+
+def test_every_operation_is_in_a_test():
+    """By the opcodes that the programs above are made of."""
+    written = Path(__file__).read_text()
+    assert [name for name in OPERATIONS if not re.search(rf"(?:\\n|[^\w.%]){name}\.[\w{{]", written)] == []
 
 
 # Bugs seeded in Numba's kernels
