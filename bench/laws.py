@@ -44,12 +44,18 @@ def terminal_table(found: Mapping[tuple[str, str], algebra.Law]) -> Table:
     return table
 
 
-def table_markdown(found: Mapping[tuple[str, str], algebra.Law]) -> str:
-    """The table, and what its words mean."""
+def turned(found: Mapping[tuple[str, str], algebra.Law], other: Mapping[tuple[str, str], algebra.Law]) -> str:
+    """A sentence: what differs where the pooling comes first."""
+    apart = "; ".join(f"{column}: {', '.join(rows)}" for column, rows in algebra.otherwise(found, other).items())
+    return f"A layer, then a column's: pool(f(x)). Of f(pool(x)) the classes are the same, but for {apart}."
+
+
+def table_markdown(found: Mapping[tuple[str, str], algebra.Law], other: Mapping[tuple[str, str], algebra.Law] | None = None) -> str:
+    """The table, the other order, and what its words mean."""
     head = ["", "shape", *algebra.COLUMNS]
     lines = [[row, algebra.described(row), *(cell(found.get((row, column))) for column in algebra.COLUMNS)] for row in algebra.rows()]
     words = "\n".join(f"- *{kind}*: {meaning}" for kind, meaning in algebra.KINDS.items())
-    return f"{markdown(head, lines)}\n\n{words}"
+    return f"{markdown(head, lines)}\n\n{turned(found, other or algebra.table(pool_first=True))}\n\n{words}"
 
 
 def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -61,6 +67,7 @@ def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @click.command()
+@click.argument("layers", nargs=-1, metavar="[FIRST SECOND]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every law with its conditions, reason, source and counterexample.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
 @click.option("--claims", "settle", is_flag=True, help="Measure what lessons claim, too: about half a minute.")
@@ -70,31 +77,55 @@ def claims_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     help="With --claims: keep the measurements here, JSON lines; in a folder, by the machine's name.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the measurements.")
-def laws(as_json: bool, as_markdown: bool, settle: bool, keep: Path | None, threads: int) -> None:
+def laws(layers: tuple[str, ...], as_json: bool, as_markdown: bool, settle: bool, keep: Path | None, threads: int) -> None:
     """Which layers may change places with which pooling, dropout or batch-norm?
 
     A row a layer, a class a cell: exact, rounding, exchange (max becomes min), two-point (f of the window's smallest and largest element),
-    affine, scaling, mask, never, probed.  ``fastpool.commutes(first, second)`` tells the conditions and shows a counterexample.
+    affine, scaling, mask, never, probed.
+
+    Of two layers by name, in their order, ``fastpool laws gelu max_pool2d``: their law, with its conditions or a counterexample, as
+    ``fastpool.commutes`` tells it of modules and functions too.
     """
+    if layers:
+        if len(layers) != 2:
+            raise click.UsageError(f"two layers, the first and the second, or none; got {' '.join(layers)}")
+        if as_markdown or settle:
+            raise click.UsageError(f"{'--markdown' if as_markdown else '--claims'} is of the table, not of two layers")
+        return _of_two(*layers, as_json)
     if as_json and as_markdown:
         raise click.UsageError("--json or --markdown, not both")
     if keep and not settle:
         raise click.UsageError("--keep keeps what --claims measures")
-    found = algebra.table()
+    found, other = algebra.table(), algebra.table(pool_first=True)
     rows = _settled(threads, keep) if settle else []
     if as_json:
-        named = [{"row": row, "column": column, **law.as_dict()} for (row, column), law in found.items()]
+        both = ((False, found), (True, other))
+        named = [
+            {"row": row, "column": column, "pool_first": first, **law.as_dict()} for first, of in both for (row, column), law in of.items()
+        ]
         click.echo(json.dumps({"laws": named, "claims": rows}, indent=2))
     elif as_markdown:
-        click.echo("\n\n".join([table_markdown(found), *([claims_markdown(rows)] if rows else [])]))
+        click.echo("\n\n".join([table_markdown(found, other), *([claims_markdown(rows)] if rows else [])]))
     else:
         console = terminal.console(120)
         console.print(terminal_table(found))
+        console.print(Text(turned(found, other)))
         for kind, meaning in algebra.KINDS.items():
             console.print(Text(f"{kind:>10}  {meaning}"))
         for row in rows:
             console.print(Text(f'\n"{row["claim"]}"', style="bold"))
             console.print(Text(row["found"]))
+
+
+def _of_two(first: str, second: str, as_json: bool) -> None:
+    try:
+        law = algebra.commutes(first, second)
+    except (TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(law.as_dict(), indent=2))
+    else:
+        terminal.console(120).print(Text(str(law)))
 
 
 def _settled(threads: int, keep: Path | None) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def steps(caller: str, given: Any) -> tuple[Step, ...]:
         return (given if isinstance(given, Applied) else activations.named(caller, given),)
     if isinstance(given, (tuple, list, nn.Sequential)):
         return tuple(step for part in given for step in steps(caller, part))
-    learned = isinstance(given, nn.PReLU) and (given.weight.numel() > 1 or given.weight.requires_grad)
+    learned = isinstance(given, nn.PReLU) and (given.weight.numel() > 1 or given.weight.requires_grad or not _may_look(given.weight))
     if learned or isinstance(given, _CALLED) or (isinstance(given, nn.RReLU) and given.training):
         return (given,)
     found = activations.of(caller, given)
@@ -56,11 +56,21 @@ def steps(caller: str, given: Any) -> tuple[Step, ...]:
     return (found,)
 
 
+def _may_look(t: torch.Tensor) -> bool:
+    """Whether the host may read numbers of t to choose a form by them: on a GPU that waits for it, and cannot be captured in a graph."""
+    return not t.is_cuda
+
+
 def _rises(step: Step) -> bool:
-    """Whether a step passes max and min: its own sign is known."""
+    """Whether a step passes max and min, and its gradients do: its own sign is known.
+
+    A PReLU's slope of 0 makes elements equal, and the weight's gradient goes by the first of them.
+    """
     if isinstance(step, Applied):
         return step.shape.rises
-    return isinstance(step, nn.Identity) or (isinstance(step, nn.PReLU) and bool((step.weight >= 0).all()))
+    if isinstance(step, nn.PReLU):
+        return _may_look(step.weight) and bool((step.weight > 0).all())
+    return isinstance(step, nn.Identity)
 
 
 def _leaves_windows_empty(op: Pooling) -> bool:
@@ -208,12 +218,17 @@ def with_indices(
 # Affine maps of channels
 
 
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    """In no less than float32, as torch's batch-norm computes."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
 def folded(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, shift) of a batch-norm in evaluation, differentiable by its weight and bias."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+    """(scale, shift) of a batch-norm in evaluation, differentiable by its weight and bias; of 16 bits in float32."""
+    scale = torch.rsqrt(_wide(norm.running_var) + norm.eps)
+    scale = scale if norm.weight is None else scale * _wide(norm.weight)
+    shift = -_wide(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + _wide(norm.bias)
 
 
 def _of_channels(rank: int, t: torch.Tensor) -> torch.Tensor:
@@ -221,9 +236,10 @@ def _of_channels(rank: int, t: torch.Tensor) -> torch.Tensor:
 
 
 def scaled(x: torch.Tensor, rank: int, affine: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """scale * x + shift, a number of each a channel."""
+    """scale * x + shift, a number of each a channel: of a float x's dtype, rounded to it once, whatever the two are of."""
     scale, shift = (_of_channels(rank, t) for t in affine)
-    return torch.addcmul(shift, x, scale)
+    y = torch.addcmul(shift, x, scale)
+    return y.to(x.dtype) if x.is_floating_point() else y
 
 
 def check_affine(caller: str, affine: Any, channels: int) -> None:
@@ -241,7 +257,7 @@ def _through_affine(
     """scale * pool(x) + shift where that equals pool(scale * x + shift) and what follows passes too: max where a scale is positive, min
     where it is negative (and min, max).  None where it does not."""
     scale, _ = affine
-    if not op.kind.structure.order or _leaves_windows_empty(op) or not all(map(_rises, first)):
+    if not op.kind.structure.order or _leaves_windows_empty(op) or not all(map(_rises, first)) or not _may_look(scale):
         return None
     # Of a scale of 0 all elements are equal, and the scale's gradient goes by the first of them.
     if not bool((scale != 0).all()):

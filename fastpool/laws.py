@@ -3,22 +3,30 @@
 A law is derived from the *shape* an activation declares (kernels/activation: where it is least, what it does to 0, ...) and the *structure*
 a pooling declares (kernels/pool: the largest element, weights by place alone, ...), never looked up by pair.  A refusal carries an input
 on which the two orders differ, found by trying them on torch's activations and the poolings' own arithmetic; where neither a law is
-known nor such an input is found, or where a function is not one that declares a shape, the answer is "probed".
+known nor such an input is found the answer is "probed", and not that they may; where a law is of a shape that was found by trying, it is
+"probed" too.
+
+The order that is asked for counts: f(max(x)) of a falling and rising f cannot be had from what f makes of the elements, max(f(x)) can from
+two of them.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from . import backend
 from . import window as windows
+from .activations import Applied
 from .backend import Pooling
-from .layers import CALLER, FUNCTIONS, Channels, Function, Layer, Mask, Pool, Training, layer_of, pooled
+from .layers import CALLER, FUNCTIONS, Channels, Function, Layer, Mask, Pool, Training, affine, layer_of, pooled
 
 KINDS = {
     "exact": "equal bit for bit, but for the sign of a zero",
@@ -29,7 +37,7 @@ KINDS = {
     "scaling": "equal but for rounding: a factor passes",
     "mask": "equal for one and the same random mask",
     "never": "different: see the counterexample",
-    "probed": "not proved: a judgement from numbers tried",
+    "probed": "not proved: told by numbers that were tried; false where these show no law",
 }
 """The classes of laws, and what they mean."""
 
@@ -44,6 +52,10 @@ ALGEBRA = "elementary algebra"
 TRIED = "tried, not derived"
 
 BETWEEN = "nothing else reads or hooks what stands between the two"
+FINITE = "x is finite: 0 times an infinity is NaN"
+BORDER = "no draw falls within rounding of the border between two elements"
+NAMED = "no rounding of f makes two elements of a window equal"
+EMPTY = "no axis of the map is shorter than the dilation along it: a window of padding alone gives an infinity"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +80,7 @@ class Law:
     counterexample: torch.Tensor | None = None
     """An input on which the two orders differ."""
     gap: float | None = None
-    """The largest difference of the two orders on it."""
+    """The largest difference of the two orders on it; inf where one is NaN and the other a number."""
 
     def __bool__(self) -> bool:
         return self.holds
@@ -83,7 +95,8 @@ class Law:
         if self.evidence:
             lines.append(f"  {self.evidence}")
         if self.counterexample is not None:
-            lines.append(f"  differs by {self.gap:.3g} on {self.counterexample.flatten().tolist()[:8]}")
+            apart = f"differs by {self.gap:.3g}" if self.gap != math.inf else "is NaN in one order alone"
+            lines.append(f"  {apart} on {self.counterexample.flatten().tolist()[:8]}")
         lines.append(f"  {self.source}")
         return "\n".join(lines)
 
@@ -93,6 +106,7 @@ class Law:
         return found | {
             "conditions": list(self.conditions),
             "counterexample": None if self.counterexample is None else self.counterexample.tolist(),
+            "gap": "inf" if self.gap == math.inf else self.gap,
         }
 
 
@@ -102,20 +116,85 @@ class Law:
 _SIZES = (0.01, 0.03, 0.07, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.1924, 1.2785, 1.5, 2.0, 3.0, 4.5, 7.0, 20.0, 30.0)
 VALUES = (0.0, *_SIZES, *(-v for v in _SIZES))
 """What maps are made of, two at a time: around 0, minima and corners of the activations, and where they saturate."""
+_FEW = (0.0, 0.15, 0.75, 2.0, 7.0, -0.15, -0.75, -2.0, -7.0)
+"""Those for a first look, where maps are large."""
+_LARGE = 2**22
+"""Elements that windows of all maps read, above which that pays: 13x13 at stride 1 took 24 s for all of ``VALUES``, 3 s so."""
+_ONES = (0.0, 1.0, -1.0)
+_DECADES = tuple(sign * 10.0**k for k in (*range(-6, -2), *range(2, 7)) for sign in (1, -1))
+"""What a function that looks straight nearer to 1 is tried on."""
 
 
-def _maps(pool: Pool | None, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps of two values each, in turns along every axis: (pairs, channels, *sizes), float64; and where the second stands: (*sizes)."""
-    values = torch.tensor(VALUES, dtype=torch.float32).double()
-    one, other = (t.flatten() for t in torch.meshgrid(values, values, indexing="ij"))
+def _neighbours(v: float) -> tuple[float, float]:
+    """The float32 numbers next to v."""
+    t = torch.tensor(v, dtype=torch.float32)
+    return float(t.nextafter(t.new_tensor(-math.inf))), float(t.nextafter(t.new_tensor(math.inf)))
+
+
+def _applied(layer: Layer) -> Applied | None:
+    """The activation of kernels/activation that a layer is, if it is one."""
+    given = getattr(layer.apply, "args", ()) if isinstance(layer, Function) else ()
+    return given[0] if given and isinstance(given[0], Applied) else None
+
+
+def _own(layers: tuple[Layer, ...]) -> tuple[float, ...]:
+    """Where these bend or jump by what they say of themselves: parameters, quotients of two (softplus's threshold / beta), turns; the half
+    and the double, and the numbers next to each."""
+    found: set[float] = set()
+    for layer in layers:
+        if not isinstance(layer, Function):
+            continue
+        applied = _applied(layer)
+        told = applied.parameters if applied else ()
+        told += tuple(a / b for a, b in itertools.permutations(told, 2) if b)
+        turns = (layer.shape.minimum, layer.shape.maximum, layer.shape.root)
+        for v in (*told, *(t for t in turns if t is not None)):
+            if v and math.isfinite(v):
+                found |= {n for size in (v, -v) for n in (size, size / 2, 2 * size, *_neighbours(size))}
+    return tuple(sorted(found))
+
+
+def _pairs(layers: tuple[Layer, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of values to try, as (one, other): each lot where the one before showed nothing."""
+    lots = [(VALUES, VALUES)]
+    pool = next((o for o in layers if isinstance(o, Pool)), None)
+    if pool is not None and len(VALUES) ** 2 * _reads(pool) > _LARGE:
+        lots.insert(0, (_FEW, _FEW))
+    own = _own(layers)
+    lots += [(own, (*own, *_ONES))] * bool(own) + [(_DECADES, (*_DECADES, *own, *_ONES))]
+    return [_crossed(*lot) for lot in lots]
+
+
+def _crossed(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair of both, float32's values in float64."""
+    one, other = (torch.tensor(v, dtype=torch.float32).double() for v in (some, others))
+    first, second = torch.meshgrid(one, other, indexing="ij")
+    return first.flatten(), second.flatten()
+
+
+def _sizes(pool: Pool | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a map that holds some windows; and how far apart neighbours within a window are."""
     rank = pool.op.rank if pool else 2
     sizes, steps = (2,) * rank, (1,) * rank
     if pool and isinstance(pool.op.window, windows.Window):
-        # Neighbours within a window are a dilation apart.
         steps = pool.op.window.dilation
         sizes = tuple(max(2, n) * (1 if step == 1 else 2) for n, step in zip(pool.op.window.extent, steps, strict=True))
     elif pool and isinstance(pool.op.window, windows.Adaptive):
         sizes = tuple(2 * (n or 2) for n in pool.op.window.outputs)
+    return sizes, steps
+
+
+def _reads(pool: Pool) -> int:
+    """How many elements the windows of one map read."""
+    window = pool.op.window
+    outputs = backend.outputs(pool.op, (1, 1, *_sizes(pool)[0]))[1]
+    return math.prod(outputs[-pool.op.rank :]) * (window.taps if isinstance(window, windows.Window) else 1)
+
+
+def _maps(pool: Pool | None, channels: int, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of two values each, in turns along every axis: (pairs, channels, *sizes), float64; and where the second stands: (*sizes)."""
+    sizes, steps = _sizes(pool)
+    rank = len(sizes)
     turns = torch.zeros(sizes, dtype=torch.int64)
     for axis, (n, step) in enumerate(zip(sizes, steps, strict=True)):
         turns += torch.arange(n).div(step, rounding_mode="floor").view([-1 if a == axis else 1 for a in range(rank)])
@@ -125,27 +204,41 @@ def _maps(pool: Pool | None, channels: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _apart(left: torch.Tensor, right: torch.Tensor) -> tuple[int, float]:
-    """The sample that shows best that the two differ, and the largest difference in it; 0 if by rounding alone."""
+    """The sample that shows best that the two differ, and the largest difference in it; 0 if by rounding alone, inf if one is NaN."""
     difference = (left - right).abs().flatten(1).amax(1).nan_to_num(0, 0, 0)
     size = torch.maximum(left.abs(), right.abs()).flatten(1).amax(1).nan_to_num(0, 0, 0)
     different = difference > 1e-9 * size
     # Large differences, but of numbers that one can read.
     worst = int(torch.where(different, difference / (1 + size) ** 1.5, 0).argmax())
-    return worst, float(difference[worst]) if bool(different[worst]) else 0.0
+    if bool(different[worst]):
+        return worst, float(difference[worst])
+    undefined = (left.isnan() != right.isnan()).flatten(1).any(1)
+    return int(undefined.int().argmax()), math.inf if bool(undefined.any()) else 0.0
 
 
-def _counterexample(first: Layer, second: Layer) -> tuple[torch.Tensor, float] | None:
-    """An input on which the two orders differ, and by how much."""
+def _counterexample(first: Layer, second: Layer) -> tuple[tuple[torch.Tensor, float] | None, int]:
+    """An input on which the two orders differ, and by how much; and how many were tried."""
+    tried = 0
+    for one, other in _pairs((first, second)):
+        tried += len(one)
+        found = _breaking(first, second, one, other)
+        if found is not None:
+            return found, tried
+    return None, tried
+
+
+def _breaking(first: Layer, second: Layer, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, float] | None:
+    """``_counterexample`` of maps of these pairs."""
     pool = next((o for o in (first, second) if isinstance(o, Pool)), None)
     channels = next((len(o.scale) for o in (first, second) if isinstance(o, Channels)), 1)
-    x, second_value = _maps(pool, channels)
+    x, second_value = _maps(pool, channels, one, other)
     mask = next((o for o in (first, second) if isinstance(o, Mask)), None)
     if mask is not None:
-        other: Any = second if mask is first else first
-        worst, gap = _apart_by_mask(mask, other, x, second_value)
+        beside: Any = second if mask is first else first
+        worst, gap = _apart_by_mask(mask, beside, x, second_value)
     elif any(isinstance(o, Training) for o in (first, second)):
         # Its result is of the whole batch: some batches, not one of all pairs.
-        batches = [x[torch.arange(i, len(x), 37)] for i in range(0, 37, 6)]
+        batches = [x[i::37] for i in range(0, 37, 6)]
         orders = [_both(first, second, batch) for batch in batches]
         gaps = [_apart(left[None], right[None])[1] for left, right in orders]
         best = max(range(len(gaps)), key=gaps.__getitem__)
@@ -176,13 +269,34 @@ def _apart_by_mask(mask: Mask, other: Any, x: torch.Tensor, second_value: torch.
     return worst, gap
 
 
-def _indices_apart(function: Any, pool: Pool, x: torch.Tensor, op: Pooling) -> torch.Tensor | None:
-    """An input on which pooling f(x) names another element than pooling x, of two values that f makes equal."""
-    before, after = pooled(pool.op, function.apply(x))[1], pooled(op, x)[1]
-    assert before is not None
-    assert after is not None
-    apart = (before != after).flatten(1).any(1)
-    return x[int(apart.int().argmax())][None].float() if bool(apart.any()) else None
+def _indices_apart(layer: Any, pool: Pool, found: _Found) -> torch.Tensor | None:
+    """An input on which pooling f(x) names another element than the law finds: of elements that f makes equal, or near ones that its
+    rounding does.
+
+    The law finds the largest or the smallest of x by whether f rises, channel by channel; of two points the one that wins.  Behind a mask
+    that drops everything all are equal.
+    """
+    near = [n for v in VALUES if v for n in (v, *_neighbours(v))]
+    beside = torch.tensor(near, dtype=torch.float32).double()
+    one, other = (torch.cat(t) for t in zip(_crossed(VALUES, VALUES), (beside, beside.roll(1)), (beside.roll(1), beside), strict=True))
+    falls: Any = torch.tensor(isinstance(layer, Function) and layer.shape.falls)
+    f, channels = layer, 1
+    if isinstance(layer, Channels):
+        f, channels = replace(layer, scale=layer.scale.float(), shift=layer.shift.float()), len(layer.scale)
+        falls = (layer.scale < 0)[:, None]
+    elif isinstance(layer, Mask):
+        f = affine(layer.name, 0.0, 0.0)
+    # In float32, where neighbours are.
+    x = _maps(pool, channels, one, other)[0].float()
+    (top, same), (bottom, opposite) = pooled(pool.op, x), pooled(_mirrored(pool.op), x)
+    if found.kind == "two-point":
+        falls = ((f.apply(bottom) - f.apply(top)) * pool.op.kind.structure.order > 0).flatten(2)
+    named = pooled(pool.op, f.apply(x))[1]
+    assert named is not None
+    assert same is not None
+    assert opposite is not None
+    apart = (named != torch.where(falls, opposite, same)).flatten(1).any(1)
+    return x[int(apart.int().argmax())][None] if bool(apart.any()) else None
 
 
 # Derivations
@@ -199,96 +313,105 @@ class _Found(NamedTuple):
     gradient: str = ""
 
 
-SAME = "equal, but where f makes elements equal: by rounding or saturation, where its slope is small, the first of them gets the gradient"
+SAME = (
+    "equal, but where f makes elements equal, by rounding or saturation, where its slope is small: where f comes first the first of these"
+    " gets it, else the first of the largest or smallest x"
+)
 
 
-def _with_pool(shape: Any, pool: Pool) -> _Found | None:
-    """The law of a function of this shape and a pooling; None: none is known."""
-    of = pool.structure
-    found = _by_order(shape, of.order, pool) if of.order else None
-    if found is None and of.linear and shape.affine is not None:
-        a, b = shape.affine
-        if b == 0 or pool.counts_all:
-            why = "the weights of each window sum to 1" if b else "a sum of products with one factor"
-            found = _Found("affine", "f(pool(x))", f"the function is affine, and {why}", ALGEBRA, gradient="equal but for rounding")
-    if found is None and of.reads_above and shape.slope_above == 1:
-        reason = "of x only max(x, 0) counts, which the function leaves as it is, and the result is at least 0"
-        found = _Found("exact", "pool(x), the function left out", reason, STOCHASTIC, gradient="equal")
-    if found is None and of.scales == "positive" and of.reads_above and shape.slope_above is not None:
-        reason = f"of x only max(x, 0) counts, which the function multiplies by {shape.slope_above:.6g}"
-        border = ("no draw falls within rounding of the border between two elements",) if pool.op.kind.draws else ()
-        found = _Found("scaling", f"{shape.slope_above} * pool(x)", reason, STOCHASTIC, border, "equal but for rounding")
-    if found is None and shape.affine is not None and shape.affine[1] == 0 and of.scales:
-        a = shape.affine[0]
-        if a >= 0 or of.scales == "all":
-            form = "f(pool(x))" if a >= 0 else f"{abs(a):.6g} * pool(x)"
-            found = _Found("scaling", form, f"a factor c leaves the pooling as {'abs(c)' if of.scales == 'all' else 'c'}", NORMS)
-    if found is None and shape.affine is not None and shape.affine[0] == 1 and of.shifts:
-        found = _Found("affine", "f(pool(x))", "a shift of every element shifts the result", ALGEBRA)
-    return found
+def _with_pool(f: Function, pool: Pool, pool_first: bool, factor: str = "") -> _Found | None:
+    """The law of a function and a pooling, in this order; None: none is known.  ``factor``: how abs(c) is written, of a map c x."""
+    of, shape = pool.structure, f.shape
+    swapped = "pool(f(x))" if pool_first else "f(pool(x))"
+    border = (BORDER,) if pool.op.kind.draws else ()
+    found = _by_order(shape, of.order, pool, pool_first) if of.order else None
+    if found is not None:
+        return found
+    a, b = shape.affine or (None, None)
+    if of.linear and a is not None and (b == 0 or pool.counts_all):
+        why = "the weights of each window sum to 1" if b else "a sum of products with one factor"
+        return _Found("affine", swapped, f"the function is affine, and {why}", ALGEBRA, gradient="equal but for rounding")
+    if of.scales and a is not None and a >= 0 and b == 0:
+        return _Found("scaling", swapped, "a factor c >= 0 leaves the pooling as it is", ALGEBRA, border, "equal but for rounding")
+    if of.scales == "all" and shape.homogeneous:
+        up, down = f.apply(torch.tensor([1.0, -1.0], dtype=torch.float64)).tolist()
+        # Behind the pooling there is nothing below 0: f is a factor there, which may be one below 0.
+        if abs(up) == abs(down) and (up >= 0 or not pool_first):
+            reason = "a norm reads abs(x) alone, of which the function makes c abs(x), and a factor c >= 0 leaves the pooling as it is"
+            return _Found("scaling", f"{factor or f'{abs(up):.6g}'} * pool(x)", reason, NORMS, gradient="equal but for rounding")
+    c = shape.slope_above
+    if of.reads_above and c is not None and (not pool_first or shape.fixes_zero or _is_above_zero(pool)):
+        if c == 1:
+            reason = "of x only max(x, 0) counts, which the function leaves as it is, and the result is at least 0"
+            return _Found("exact", "pool(x)", reason, STOCHASTIC, gradient="equal")
+        if of.scales:
+            reason = f"of x only max(x, 0) counts, which the function multiplies by {c:.6g}, and the result is at least 0"
+            return _Found("scaling", f"{c} * pool(x)", reason, STOCHASTIC, border + (FINITE,) * (c == 0), "equal but for rounding")
+    if of.shifts and a == 1:
+        return _Found("affine", swapped, "a shift of every element shifts the result", ALGEBRA, gradient="equal but for rounding")
+    return None
 
 
-def _by_order(shape: Any, order: int, pool: Pool) -> _Found | None:
+def _is_above_zero(pool: Pool) -> bool:
+    """Whether the result of a pooling that reads max(x, 0) is above 0, of zeros too."""
+    return bool((pool.apply(torch.zeros(1, 1, *_sizes(pool)[0], dtype=torch.float64)) > 0).all())
+
+
+def _by_order(shape: Any, order: int, pool: Pool, pool_first: bool) -> _Found | None:
     name, other = ("max", "min") if order > 0 else ("min", "max")
-    empty = ("no axis of the map is shorter than the dilation along it: a window of padding alone gives an infinity",)
-    conditions = empty if pool.may_be_empty else ()
+    conditions = (EMPTY,) if pool.may_be_empty else ()
     bits = "in floating point too" if shape.ordered else "but for its rounding"
     if shape.rises:
         kind = "exact" if shape.ordered else "rounding"
         reason = f"the function never falls, {bits}: it keeps the order of a window's elements"
-        return _Found(kind, f"f({name}(x))", reason, FLAT, conditions, SAME)
+        return _Found(kind, f"{name}(f(x))" if pool_first else f"f({name}(x))", reason, FLAT, conditions, SAME)
     if shape.falls:
-        form = f"f({other}(x))"
-        return _Found(
-            "exchange", form, f"the function never rises, {bits}: it reverses the order of a window's elements", FLAT, conditions, SAME
-        )
+        reason = f"the function never rises, {bits}: it reverses the order of a window's elements"
+        return _Found("exchange", f"{other}(f(x))" if pool_first else f"f({other}(x))", reason, FLAT, conditions, SAME)
     turn = shape.minimum if order > 0 else shape.maximum
-    if turn is not None:
-        way = ("falls", "rises") if order > 0 else ("rises", "falls")
-        reason = (
-            f"the function {way[0]} up to {turn:.6g} and {way[1]} from there, {bits}: between two elements it is never beyond both ends"
-        )
-        gradient = "to the end that wins; if both give one f, the first of the two in the window gets it in the first order"
-        return _Found("two-point", f"{name}(f(min(x)), f(max(x)))", reason, CONVEX, conditions, gradient)
-    return None
-
-
-_WORST = ("exact", "rounding", "scaling", "affine", "mask", "two-point", "exchange", "never")
-
-
-def _channels_with_pool(first: Channels, pool: Pool) -> _Found | None:
-    laws = [(channels, _with_pool(part.shape, pool)) for channels, part in first.parts()]
-    if any(law is None for _, law in laws):
+    if turn is None or pool_first:
         return None
+    way = ("falls", "rises") if order > 0 else ("rises", "falls")
+    reason = f"the function {way[0]} up to {turn:.6g} and {way[1]} from there, {bits}: between two elements it is never beyond both ends"
+    gradient = "to the end that wins; if both give one f, the first of the two in the window gets it in the first order"
+    return _Found("two-point", f"{name}(f(min(x)), f(max(x)))", reason, CONVEX, conditions, gradient)
+
+
+_WORST = ("exact", "rounding", "scaling", "affine", "mask", "two-point", "exchange", "probed", "never")
+
+
+def _channels_with_pool(norm: Channels, pool: Pool, pool_first: bool) -> _Found | None:
+    laws = [(channels, _with_pool(part, pool, pool_first, "abs(scale)")) for channels, part in norm.parts()]
     known = [(channels, law) for channels, law in laws if law is not None]
-    _, worst = max(known, key=lambda pair: _WORST.index(pair[1].kind))
+    if len(known) < len(laws):
+        return None
+    worst = _worst(law for _, law in known)
+    worst = worst._replace(source=f"{BATCH_NORM}; {worst.source}")
     if len({law.form for _, law in known}) == 1:
-        return worst._replace(source=f"{BATCH_NORM}; {worst.source}")
+        return worst
     parts = [f"{law.form} in {len(channels)} channel{'s' if len(channels) > 1 else ''}" for channels, law in known]
     reason = "an affine map a channel: " + "; ".join(dict.fromkeys(law.reason for _, law in known))
-    return _Found(worst.kind, ", ".join(parts), reason, f"{BATCH_NORM}; {worst.source}", worst.conditions, worst.gradient)
+    conditions = tuple(dict.fromkeys(c for _, law in known for c in law.conditions))
+    return worst._replace(form=", ".join(parts), reason=reason, conditions=conditions)
+
+
+def _worst(laws: Iterable[Any]) -> Any:
+    """The law that covers the others: of the last class of ``_WORST``."""
+    return max(laws, key=lambda law: _WORST.index(law.kind))
 
 
 def _with_mask(mask: Mask, other: Layer) -> _Found | None:
+    conditions = ("both orders draw the same mask", FINITE)
     if isinstance(other, Channels):
-        linear = not bool(other.shift.any())
-        return _Found("mask", "either", "a factor, and a mask of zeros and factors", DROPOUT, gradient="equal") if linear else None
-    if isinstance(other, Function):
-        if other.shape.homogeneous or (mask.factor in (0.0, 1.0) and other.shape.fixes_zero):
-            reason = "f(0) = 0 passes the mask, and f(c x) = c f(x) the factor 1 / (1 - p)"
-            return _Found("mask", "either, with one mask", reason, DROPOUT, ("both orders draw the same mask",), "equal")
-        return None
-    if isinstance(other, Pool):
-        if mask.whole and (other.structure.scales or other.structure.linear):
-            conditions = ("both orders draw the same mask", "x is finite: 0 times an infinity is NaN")
-            return _Found(
-                "mask",
-                "either, with one mask",
-                "whole maps are dropped or multiplied, and a factor passes the pooling",
-                DROPOUT,
-                conditions,
-            )
-        return None
+        reason = "a factor, and a mask of zeros and factors"
+        return None if bool(other.shift.any()) else _Found("mask", "either, with one mask", reason, DROPOUT, conditions, "equal")
+    if isinstance(other, Function) and (other.shape.homogeneous or (mask.factor in (0.0, 1.0) and other.shape.fixes_zero)):
+        reason = "f(0) = 0 passes the mask, and f(c x) = c f(x) the factor 1 / (1 - p)"
+        return _Found("mask", "either, with one mask", reason, DROPOUT, conditions, "equal")
+    if isinstance(other, Pool) and mask.whole and (other.structure.scales or other.structure.linear):
+        conditions += (EMPTY,) * other.may_be_empty + (BORDER,) * other.op.kind.draws
+        reason = "whole maps are dropped or multiplied, and a factor passes the pooling"
+        return _Found("mask", "either, with one mask", reason, DROPOUT, conditions)
     return None
 
 
@@ -314,12 +437,16 @@ def _refusal(first: Layer, second: Layer) -> tuple[str, str]:
                 JENSEN,
             )
         if isinstance(one, Pool) and one.structure.order:
-            name = "max" if one.structure.order > 0 else "min"
+            name, least = ("max", "largest") if one.structure.order > 0 else ("min", "smallest")
+            if one is first:
+                return f"the function falls here and rises there: what it makes of the elements does not tell the {least} of them", CONVEX
             return (
                 f"{name} keeps what keeps the order of elements; the function falls here and rises there, the wrong way round for {name}",
                 CONVEX,
             )
         if isinstance(one, Pool) and one.structure.scales == "all":
+            if one is first and isinstance(other, Function) and float(other.apply(torch.ones(1))) < 0:
+                return "a norm behind the function is never below 0, the function of a norm is", NORMS
             return "a norm passes a factor and nothing else", NORMS
         if isinstance(one, Pool):
             return "the weights follow the values, and the function changes them", ALGEBRA
@@ -327,7 +454,7 @@ def _refusal(first: Layer, second: Layer) -> tuple[str, str]:
 
 
 def commutes(first: Any, second: Any) -> Law:
-    """Whether ``second(first(x))`` may be computed in the other order.
+    """Whether ``second(first(x))`` may be computed in the other order: the law's ``form`` says how.
 
     Each is a name ("gelu", "max_pool2d", "dropout", "batch_norm"), a function of torch or fastpool, or a module of torch.nn or
     fastpool.nn, taken as it is: batch-norm and dropout in training or evaluation, the window of a pooling.  A pooling's name or function
@@ -335,16 +462,54 @@ def commutes(first: Any, second: Any) -> Law:
     tried on float32 numbers, and its laws are of class "probed".
 
     Returns a ``Law``, true where the two may be exchanged; its ``kind`` is one of ``KINDS``.  One of kind "never" carries an input, and the
-    gap between the orders on it.
-    Errors: ValueError for a name that is none; TypeError for what is not a layer of this algebra, is not elementwise, or for two poolings.
+    gap between the orders on it.  Where neither a law nor such an input is found it is of class "probed", and false.
+    Errors: ValueError for a name that is none; TypeError for what is not a layer of this algebra, is not elementwise, for two poolings, or
+    for a pooling with an activation in it.
     """
-    one, other = layer_of(first), layer_of(second)
-    law = _law(one, other)
-    inside = [o for o in (one, other) if isinstance(o, Function) and o.in_place]
+    ones, others = _layers(first), _layers(second)
+    law = _worst(_law(one, other) for one, other in itertools.product(ones, others))
+    if law.counterexample is not None and any(map(_is_prelu_of_channels, (first, second))):
+        law = _by_channel(law, first, second)
+    inside = [o for o in (ones[0], others[0]) if isinstance(o, Function) and o.in_place]
     conditions = law.conditions
     if law.holds:
         conditions += (BETWEEN, *(f"nothing else reads the input that {o.name} overwrites" for o in inside))
     return replace(law, conditions=conditions)
+
+
+def _layers(given: Any) -> list[Layer]:
+    """What is given; of a PReLU of a slope a channel one function of each kind of slope.  TypeError for a pooling with something beside."""
+    beside = [name for name in ("before", "after") if getattr(given, name, None) is not None]
+    if beside and type(given).__module__.startswith("fastpool."):
+        name = type(given).__name__
+        raise TypeError(f"{CALLER}: {name} is a pooling with {beside[0]}= in it: ask for one without, and for what stands there")
+    if _is_prelu_of_channels(given):
+        slopes = {(slope < 0, abs(slope) == 1): slope for slope in sorted(given.weight.detach().tolist(), reverse=True)}
+        return [replace(layer_of(nn.LeakyReLU(slope)), name=type(given).__name__) for slope in slopes.values()]
+    return [layer_of(given)]
+
+
+def _is_prelu_of_channels(given: Any) -> bool:
+    return type(given) is nn.PReLU and given.weight.numel() > 1
+
+
+def _by_channel(law: Law, first: Any, second: Any) -> Law:
+    """A counterexample of as many channels as a PReLU has slopes, and the gap there."""
+    assert law.counterexample is not None
+    x, layers = law.counterexample, []
+    for given in (first, second):
+        layer = _layers(given)[0]
+        if isinstance(layer, Function) and _is_prelu_of_channels(given):
+            weight = given.weight.detach().double()
+            layer = replace(layer, apply=functools.partial(_prelu, weight=weight))
+            x = x.expand(-1, len(weight), *x.shape[2:]).contiguous()
+        layers.append(layer)
+    one, other = layers
+    return replace(law, counterexample=x, gap=_apart(*_both(one, other, x.double()))[1])
+
+
+def _prelu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return nn.functional.prelu(x, weight)
 
 
 def _law(first: Layer, second: Layer) -> Law:
@@ -355,34 +520,25 @@ def _law(first: Layer, second: Layer) -> Law:
     if all(isinstance(o, Pool) for o in (first, second)) or all(isinstance(o, (Mask, Training)) for o in (first, second)):
         raise TypeError(f"{CALLER}: {names[0]} and {names[1]}: one of two must be a function, or a pooling beside a dropout or batch-norm")
     found = _derived(first, second)
-    pool = next((o for o in (first, second) if isinstance(o, Pool)), None)
-    if found is not None and pool is not None:
-        found = found._replace(conditions=found.conditions + _where_infinite(first, second, found))
-    functions = [o for o in (first, second) if isinstance(o, Function)]
-    evidence = "; ".join(o.evidence for o in functions if o.evidence)
+    evidence = "; ".join(o.evidence for o in (first, second) if isinstance(o, Function) and o.evidence)
     if found is None:
-        shown = _counterexample(first, second)
+        shown, tried = _counterexample(first, second)
         reason, source = _refusal(first, second)
         if shown is not None:
             return Law(*names, "never", "", reason, source, (), "", False, evidence, *shown)
-        tried = f"no difference among {len(VALUES) ** 2} maps of two values"
-        return Law(
-            *names,
-            "probed",
-            "f(pool(x))" if pool else "either",
-            "no law is known, and no input was found that breaks it",
-            TRIED,
-            evidence="; ".join(filter(None, (evidence, tried))),
-        )
-    if pool is not None and pool.return_indices and functions:
-        apart = _indices_apart(functions[0], pool, _maps(pool, 1)[0], pool.op if functions[0].shape.rises else _mirrored(pool.op))
-        if apart is not None:
-            reason = "the values are equal; return_indices names the first of elements that f makes equal, and another where f comes later"
-            return Law(*names, "never", "", reason, found.source, (), "", False, evidence, apart, 0.0)
+        evidence = "; ".join(filter(None, (evidence, f"no difference among {tried} maps of two values")))
+        return Law(*names, "probed", "", "no law is known, and no input was found that breaks it", TRIED, holds=False, evidence=evidence)
+    found = found._replace(conditions=found.conditions + _where_undefined(first, second, found))
+    for one, other in ((first, second), (second, first)):
+        if isinstance(one, Pool) and one.return_indices:
+            apart = _indices_apart(other, one, found)
+            if apart is not None:
+                reason = "the values are equal; return_indices names the first of elements that are equal behind the other layer alone"
+                return Law(*names, "never", "", reason, found.source, (), "", False, evidence, apart, 0.0)
+            found = found._replace(conditions=(*found.conditions, NAMED))
     if evidence:
-        return Law(
-            *names, "probed", found.form, f"as far as it was tried: {found.reason}", TRIED, found.conditions, found.gradient, True, evidence
-        )
+        reason = f"as far as it was tried: {found.reason}"
+        return Law(*names, "probed", found.form, reason, TRIED, found.conditions, found.gradient, True, evidence)
     return Law(*names, **found._asdict())
 
 
@@ -394,16 +550,25 @@ def _mirrored(op: Pooling) -> Pooling:
     )
 
 
-def _where_infinite(first: Layer, second: Layer, found: _Found) -> tuple[str, ...]:
-    """f of an infinity that is NaN takes a window that holds it, unless that is the one element f is asked for."""
-    if found.kind == "two-point":
-        return ()
-    for one in (first, second):
-        if isinstance(one, Function):
-            ends = one.apply(torch.tensor([-math.inf, math.inf], dtype=torch.float64))
-            if bool(ends.isnan().any()):
-                return ("x is finite: f of an infinity is NaN, for the whole window where f comes first",)
-    return ()
+def _where_undefined(first: Layer, second: Layer, found: _Found) -> tuple[str, ...]:
+    """Where an f that is NaN makes the orders differ: it takes a whole window, unless that is the one element f is asked for."""
+    functions = [one for one in (first, second) if isinstance(one, (Function, Channels))]
+    values = torch.tensor([-math.inf, math.inf, *VALUES], dtype=torch.float64)
+    conditions: list[str] = []
+    if len(functions) == 2:
+        channels = next((len(one.scale) for one in functions if isinstance(one, Channels)), 1)
+        left, right = _both(first, second, values.view(-1, 1).expand(-1, channels))
+        return (_OF_INFINITY,) * bool((left.isnan() != right.isnan()).any())
+    for one in functions:
+        channels = len(one.scale) if isinstance(one, Channels) else 1
+        undefined = one.apply(values.view(-1, 1).expand(-1, channels)).isnan().any(1)
+        conditions += [_OF_INFINITY] * bool(undefined[:2].any() and found.kind != "two-point")
+        conditions += [_OF_NUMBERS] * bool(undefined[2:].any())
+    return tuple(conditions)
+
+
+_OF_INFINITY = "x is finite: f of an infinity is NaN, for the whole window where f comes first"
+_OF_NUMBERS = "x is where f is a number: elsewhere it is NaN, for the whole window where f comes first"
 
 
 def _derived(first: Layer, second: Layer) -> _Found | None:
@@ -412,33 +577,54 @@ def _derived(first: Layer, second: Layer) -> _Found | None:
             return _with_mask(one, other)
         if isinstance(other, Pool):
             if isinstance(one, Function):
-                return _with_pool(one.shape, other)
-            if isinstance(one, Channels):
-                return _channels_with_pool(one, other)
-            return None
+                return _with_pool(one, other, other is first)
+            return _channels_with_pool(one, other, other is first) if isinstance(one, Channels) else None
         if isinstance(one, Training):
             return None
-    parts = [[f for _, f in o.parts()] if isinstance(o, Channels) else [o] for o in (first, second)]
-    found = None
-    for f, g in itertools.product(*parts):
-        assert isinstance(f, Function)
-        assert isinstance(g, Function)
-        found = _of_functions(f.shape, g.shape)
-        if found is None:
-            return None
-    return found
+    laws = [_of_functions(f, g) for f, g in _by_channels(first, second)]
+    return None if None in laws else _worst(laws)
 
 
-def _of_functions(f: Any, g: Any) -> _Found | None:
-    if f.affine is not None and g.affine is not None:
-        (a, b), (c, d) = f.affine, g.affine
+def _by_channels(first: Any, second: Any) -> list[tuple[Function, Function]]:
+    """The functions that meet in a channel, each pair once."""
+    parts = [
+        [affine(o.name, a, b) for a, b in zip(o.scale.tolist(), o.shift.tolist(), strict=True)] if isinstance(o, Channels) else [o]
+        for o in (first, second)
+    ]
+    if 1 in map(len, parts):
+        return list(itertools.product(*parts))
+    if len(parts[0]) != len(parts[1]):
+        raise TypeError(f"{CALLER}: {first.name} has {len(parts[0])} channels, {second.name} {len(parts[1])}")
+    return list(zip(*parts, strict=True))
+
+
+def _of_functions(f: Function, g: Function) -> _Found | None:
+    if f.shape.affine is not None and g.shape.affine is not None:
+        (a, b), (c, d) = f.shape.affine, g.shape.affine
         if a * d + b == c * b + d:
             return _Found("affine", "either", "both are affine, and a d + b = c b + d", ALGEBRA)
         return None
     for one, other in ((f, g), (g, f)):
-        if one.affine is not None and one.affine[1] == 0 and one.affine[0] >= 0 and other.homogeneous:
+        if one.shape.affine is not None and one.shape.affine[1] == 0 and one.shape.affine[0] >= 0 and other.shape.homogeneous:
             return _Found("scaling", "either", "f(c x) = c f(x) for c >= 0", ALGEBRA, gradient="equal but for rounding")
+    for one, other in ((f, g), (g, f)):
+        ends = _ends(one)
+        if ends is not None and other.shape.rises and bool((other.apply(ends) == ends).all()):
+            reason = "one keeps x between bounds, which the other, that never falls, leaves as they are"
+            gradient = "equal, but where rounding makes one of a bound"
+            return _Found("exact" if other.shape.ordered else "rounding", "either", reason, FLAT, gradient=gradient)
     return None
+
+
+def _ends(f: Function) -> torch.Tensor | None:
+    """The finite bounds of a function that is min(max(x, low), high), float64; None: it is none."""
+    applied = _applied(f)
+    ends: tuple[float, ...] | None = None
+    if applied is not None:
+        ends = {"relu": (0.0,), "relu6": (0.0, 6.0), "hardtanh": applied.parameters}.get(applied.name)
+        if applied.name == "threshold" and applied.parameters[0] == applied.parameters[1]:
+            ends = applied.parameters[:1]
+    return None if ends is None else torch.tensor([end for end in ends if math.isfinite(end)], dtype=torch.float64)
 
 
 # The table
@@ -494,9 +680,19 @@ COLUMNS = {
 """Column -> what ``commutes`` is given for it."""
 
 
-def table() -> dict[tuple[str, str], Law]:
-    """(row, column) -> the law of the layer and the column's, for every pair that has one."""
+def table(pool_first: bool = False) -> dict[tuple[str, str], Law]:
+    """(row, column) -> the law of the layer and the column's, for every pair that has one; ``pool_first``: with the column's before it."""
     layers = rows()
     pairs = itertools.product(layers.items(), COLUMNS.items())
     apart = ("batch_norm", "dropout")
-    return {(row, column): commutes(layer, of) for (row, layer), (column, of) in pairs if not (column in apart and row.startswith(apart))}
+    asked = {(row, column): (layer, of) for (row, layer), (column, of) in pairs if not (column in apart and row.startswith(apart))}
+    return {pair: commutes(*(reversed(two) if pool_first else two)) for pair, two in asked.items()}
+
+
+def otherwise(first: dict[tuple[str, str], Law], other: dict[tuple[str, str], Law]) -> dict[str, list[str]]:
+    """Column -> the rows whose law is of another class where the column's layer comes first: "gelu never"."""
+    found: dict[str, list[str]] = {}
+    for (row, column), law in other.items():
+        if law.kind != first[row, column].kind:
+            found.setdefault(column, []).append(f"{row} {law.kind}")
+    return found

@@ -88,12 +88,14 @@ class Pool:
     op: Pooling
     structure: Any
     return_indices: bool = False
+    run: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """torch's own, where the kind's arithmetic is not what it does."""
 
     @property
     def counts_all(self) -> bool:
-        """Whether the weights of a linear pooling sum to 1 in every window."""
+        """Whether the weights of a linear pooling sum to 1 in every window; torch's sums do not."""
         padded = isinstance(self.op.window, windows.Window) and any(self.op.window.padding) and self.op.include_pad
-        return not padded and self.op.divisor is None
+        return not padded and self.op.divisor is None and self.run is None
 
     @property
     def may_be_empty(self) -> bool:
@@ -102,7 +104,7 @@ class Pool:
         return isinstance(window, windows.Window) and any(d > 1 and p > 0 for d, p in zip(window.dilation, window.padding, strict=True))
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return pooled(self.op, x)[0]
+        return self.run(x) if self.run else pooled(self.op, x)[0]
 
 
 Layer = Function | Channels | Training | Mask | Pool
@@ -220,8 +222,9 @@ def _pool_of(module: nn.Module) -> Pool | None:
         more = {"include_pad": m.count_include_pad, "divisor": getattr(m, "divisor_override", None)}
     found = _pool(name, of.name, rank, window, parameters, **more)
     if stem == "LP" and kind.__module__.startswith("torch.") and float(m.norm_type) % 2:
-        # torch raises a negative x to an odd power as it is.
-        found = replace(found, structure=replace(found.structure, scales="positive"))
+        # torch raises a negative x to an odd power as it is: of 1 the sum.
+        structure = replace(found.structure, scales="positive", linear=float(m.norm_type) == 1)
+        found = replace(found, structure=structure, run=module)
     return replace(found, return_indices=bool(getattr(m, "return_indices", False)))
 
 
@@ -242,6 +245,10 @@ def _batch_norm(module: Any) -> Layer:
 _ELEMENTS = (nn.Dropout,)
 _WHOLE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+_CALLS: dict[Any, str] = {torch.dropout: "dropout"}
+_CALLS |= {getattr(nn.functional, name): name for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "batch_norm")}
+"""torch's functions of layers that are no functions of x alone, with torch's own parameters -> the name."""
 
 FUNCTIONS = ("abs", "square", "neg", "exp")
 """Of torch, no activations."""
@@ -306,6 +313,8 @@ def layer_of(layer: Any) -> Layer:
             return Function(kind, functools.partial(activations.on_torch, applied), applied.shape, in_place=in_place)
     elif not callable(layer):
         raise TypeError(f"{CALLER}: expected a layer's name, a function or a module, got {type(layer).__name__}")
+    elif layer in _CALLS:
+        return _named(_CALLS[layer])
     elif layer in _activation_functions():
         return _named(_activation_functions()[layer])
     elif layer in _more_functions():
@@ -314,8 +323,6 @@ def layer_of(layer: Any) -> Layer:
         pool = _pool_named(layer.__name__.removesuffix("_with_indices"))
         if pool is not None:
             return pool
-    elif layer in (nn.functional.dropout, torch.dropout):
-        return _named("dropout")
     return _probed(layer)
 
 
@@ -350,7 +357,7 @@ def _check_elementwise(function: Any, name: str) -> None:
     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
         what = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
         raise TypeError(f"{CALLER}: {name} is no elementwise function: of a (2, 4, 6, 6) tensor it makes {what}")
-    if not torch.equal(y, _called(function, x.clone())):
+    if not torch.allclose(y, _called(function, x.clone()), rtol=0, atol=0, equal_nan=True):
         raise TypeError(f"{CALLER}: {name} is no function: of one input it makes different results")
     order = torch.arange(x.numel()).mul(97).remainder(x.numel())
     moved = _called(function, x.flatten()[order].reshape(x.shape)).flatten()

@@ -16,18 +16,26 @@ def found():
     return laws.table()
 
 
+@pytest.fixture(scope="module")
+def turned():
+    return laws.table(pool_first=True)
+
+
 def printed(*arguments):
     result = CliRunner().invoke(command.laws, arguments)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_json_holds_every_law(found):
+def test_json_holds_every_law_in_both_orders(found, turned):
     said = json.loads(printed("--json"))
     assert said["claims"] == []
-    assert {(law["row"], law["column"]): law["kind"] for law in said["laws"]} == {pair: law.kind for pair, law in found.items()}
-    (two,) = (law for law in said["laws"] if (law["row"], law["column"]) == ("mish", "max"))
+    for pool_first, table in ((False, found), (True, turned)):
+        kinds = {(law["row"], law["column"]): law["kind"] for law in said["laws"] if law["pool_first"] == pool_first}
+        assert kinds == {pair: law.kind for pair, law in table.items()}
+    two, other = (law for law in said["laws"] if (law["row"], law["column"]) == ("mish", "max"))
     assert (two["form"], two["holds"]) == ("max(f(min(x)), f(max(x)))", True)
+    assert (other["first"], other["second"], other["kind"]) == ("max_pool2d", "mish", "never")
     assert all(law["counterexample"] and law["gap"] for law in said["laws"] if law["kind"] == "never")
 
 
@@ -39,14 +47,45 @@ def test_the_terminal_table_fits_and_names_all(found):
         (line,) = (line for line in lines if line.startswith(f" {row} "))
         assert line.split()[-1] in laws.KINDS
     assert all(meaning in said for meaning in laws.KINDS.values())
+    assert "l2: neg never." in " ".join(said.split())
 
 
-def test_markdown(found):
+def test_markdown(found, turned):
     said = printed("--markdown")
     assert said.count("\n| ") == len(laws.rows()) + 1
     assert "| gelu | falls, rises from -0.7518, f(0) = 0 | two-point | never 0.17 |" in said
     assert "| batch_norm, scale < 0 | falls | exchange | exchange | affine |" in said
-    assert said.rstrip() == command.table_markdown(found)
+    assert said.rstrip() == command.table_markdown(found, turned) == command.table_markdown(found)
+    (sentence,) = (line for line in said.splitlines() if "f(pool(x))" in line)
+    assert sentence.endswith("leaky_relu(-0.5) never, abs never, square never; l2: neg never.")
+    apart = {pair for pair in found if found[pair].kind != turned[pair].kind}
+    assert sentence.count(" never") == len(apart) == 10
+
+
+def test_a_pair(found):
+    said = printed("gelu", "max_pool2d")
+    assert said.startswith("gelu, max_pool2d: two-point. ")
+    assert "\n  max(f(min(x)), f(max(x)))\n" in said
+    assert "gelu: never" in printed("max_pool2d", "gelu")
+    told = json.loads(printed("dropout", "tanh", "--json"))
+    assert (told["first"], told["second"], told["kind"], told["gap"]) == ("dropout", "tanh", "never", found["tanh", "dropout"].gap)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["gelu"], 2, "two layers, the first and the second, or none; got gelu"),
+        (["relu", "max_pool2d", "relu"], 2, "got relu max_pool2d relu"),
+        (["gelu", "max_pool2d", "--markdown"], 2, "--markdown is of the table"),
+        (["gelu", "max_pool2d", "--claims"], 2, "--claims is of the table"),
+        (["swish", "max_pool2d"], 1, "no layer is called 'swish'"),
+        (["max_pool2d", "avg_pool2d"], 1, "one of two must be a function"),
+    ],
+)
+def test_what_is_no_pair(arguments, code, words):
+    result = CliRunner().invoke(command.laws, arguments)
+    assert result.exit_code == code
+    assert words in result.output
 
 
 def test_what_does_not_go_together():

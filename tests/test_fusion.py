@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import types
 
 import pytest
 import torch
@@ -279,7 +280,7 @@ def test_batch_norm(training):
         same(lambda x: F.max_pool2d(x, 2, before=(norm, nn.ReLU())), lambda x: T.max_pool2d(norm(x).relu(), 2), x, weights)
 
 
-@pytest.mark.parametrize("weight", [[0.2], [0.1, 0.4, 0.9], [0.1, -0.4, 0.9]], ids=str)
+@pytest.mark.parametrize("weight", [[0.2], [0.1, 0.4, 0.9], [0.1, -0.4, 0.9], [0.0], [0.1, 0.0, 0.9]], ids=str)
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_prelu_gets_its_gradient(weight, place):
     torch.manual_seed(7)
@@ -291,6 +292,102 @@ def test_prelu_gets_its_gradient(weight, place):
         return T.max_pool2d(module(x), 2) if place == "before" else module(T.max_pool2d(x, 2))
 
     same(lambda x: F.max_pool2d(x, 2, **{place: module}), reference, x, (module.weight,))
+
+
+@pytest.mark.parametrize("norm_dtype", [torch.float32, None], ids=["float32", "its own"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pool", ["max", "min", "avg", "global_avg"])
+def test_batch_norm_of_16_bits(pool, dtype, norm_dtype):
+    """Of torch's dtype, whatever the norm's parameters are of, and no farther from float64: its numbers a channel are computed in
+    float32."""
+    torch.manual_seed(9)
+    ours, theirs, arguments = POOLS[pool]
+    norm = nn.BatchNorm2d(3).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
+        norm.bias.normal_(), norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    norm = norm.to(norm_dtype or dtype)
+    x = torch.randn(2, 3, 17, 17).to(dtype)
+    with torch.no_grad():
+        y, expected = ours(x, *arguments, before=(norm, nn.ReLU())), theirs(norm(x).relu(), *arguments)
+        truth = theirs(copy.deepcopy(norm).double()(x.double()).relu(), *arguments)
+    assert y.dtype == expected.dtype == dtype
+    assert (y.double() - truth).abs().max() <= 1.2 * (expected.double() - truth).abs().max()
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("signs", [(1.0, 2.0), (1.0, 0.0)], ids=str)
+def test_an_affine_map_of_another_dtype_keeps_the_inputs(pool, x_dtype, signs):
+    """And its own gradients are of its dtype."""
+    ours, theirs, arguments = POOLS[pool]
+    x = torch.randn(2, 2, 8, 8).to(x_dtype)
+    scale, shift = torch.tensor(signs, requires_grad=True), torch.randn(2, requires_grad=True)
+    y = ours(x, *arguments, affine=(scale, shift))
+    assert y.dtype == x_dtype
+    gradients = torch.autograd.grad(y.sum(), (scale, shift))
+    exact = theirs(x.double() * scale.double().view(2, 1, 1) + shift.double().view(2, 1, 1), *arguments)
+    torch.testing.assert_close(y.double(), exact, rtol=2 * torch.finfo(x_dtype).eps, atol=1e-2 if x_dtype.itemsize == 2 else 1e-6)
+    for ours_of, of in zip(gradients, torch.autograd.grad(exact.sum(), (scale, shift)), strict=True):
+        assert ours_of.dtype == torch.float32
+        torch.testing.assert_close(ours_of, of, rtol=2e-2, atol=2e-2)
+
+
+# Where the host may not look
+
+
+class LookedError(Exception):
+    pass
+
+
+def unseen(monkeypatch, f):
+    """f() where asking a tensor for its numbers, for which a GPU would have to be waited, raises LookedError."""
+
+    def refuse(self, *more):
+        raise LookedError
+
+    with monkeypatch.context() as patch:
+        for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+            patch.setattr(torch.Tensor, name, refuse)
+        return f()
+
+
+FIXED = nn.PReLU(init=0.2).requires_grad_(False)
+CHOOSING = {
+    "norm": (lambda m: {"before": m}, ("max", "min")),
+    "norm, relu": (lambda m: {"before": (m, nn.ReLU())}, ("max", "min")),
+    "affine": (lambda m: {"affine": tuple(t.detach() for t in fusion.folded(m)), "before": "relu"}, ("max", "min")),
+    "prelu": (lambda m: {"before": FIXED}, ("max", "min", "avg")),
+    "prelu after": (lambda m: {"after": FIXED}, ("max", "min", "avg")),
+    "prelu that learns": (lambda m: {"before": nn.PReLU(3, init=0.3)}, ("max", "min")),
+}
+"""What is asked for, and the poolings whose form is chosen by the numbers of a tensor, on the CPU."""
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize("pool", ["max", "min", "avg"])
+def test_on_a_gpu_no_form_is_chosen_by_numbers(name, pool, monkeypatch):
+    """That would wait for it, and cannot be captured in a CUDA graph: the general form, whose results are the same."""
+    torch.manual_seed(10)
+    ours, _, arguments = POOLS[pool]
+    norm = nn.BatchNorm2d(3).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
+        norm.bias.normal_(), norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    make, chosen = CHOOSING[name]
+    given, x = make(norm), torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        expected = ours(x, *arguments, **given)
+        if pool in chosen:
+            with pytest.raises(LookedError):
+                unseen(monkeypatch, lambda: ours(x, *arguments, **given))
+        monkeypatch.setattr(fusion, "_may_look", lambda t: False)
+        torch.testing.assert_close(unseen(monkeypatch, lambda: ours(x, *arguments, **given)), expected)
+
+
+def test_what_may_be_looked_at():
+    assert fusion._may_look(torch.ones(1))
+    assert not fusion._may_look(types.SimpleNamespace(is_cuda=True))
 
 
 def test_dropout_follows():
