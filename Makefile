@@ -43,6 +43,9 @@ results: setup
 	mkdir -p bench/results
 	$(BIN)/fastpool bench pool --resume --json bench/results
 	$(BIN)/fastpool bench conv --resume --json bench/results
+	$(BIN)/fastpool bench commute --threads 1 --threads 2 --resume --json bench/results
+	$(BIN)/fastpool bench commute --conv --threads 1 --threads 2 --resume --json bench/results
+	$(BIN)/fastpool bench block --resume --json bench/results
 	$(BIN)/fastpool laws --claims --keep bench/results
 	$(MAKE) readme
 

@@ -24,7 +24,7 @@ from . import conv_peers, measure
 from .check import said
 from .conv_layers import LAYERS, Layer
 from .libraries import LAYOUTS, TITLES, as_tensor, onnx_chain, onnxruntime_call, openvino_call
-from .rows import milliseconds, rounded
+from .rows import milliseconds, rounded, wrong
 
 PEERS = ("torch", "onnxruntime", "openvino")
 NETWORKS = ("CIFAR10Net", "AlexNet", "VGG-16")
@@ -82,6 +82,11 @@ def cases(networks: Iterable[str], batches: Iterable[int], layouts: Iterable[str
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which case a row is of: ``Case.key``."""
     return tuple(row[name] for name in ("network", "block", "batch", "layout", "threads"))
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """'VGG-16 64x224x224 to 64, 3x3 p1; 2x2 s2, batch 8 contiguous, 1 thr'"""
+    return f"{row['network']} {row['block']}, batch {row['batch']} {row['layout']}, {row['threads']} thr"
 
 
 def row(case: Case, peers: Sequence[str], budget: float) -> dict[str, Any]:
@@ -210,5 +215,4 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> str:
                 mean, ahead = statistics.geometric_mean(ratios), sum(r >= 1 for r in ratios)
                 spread = f"{min(ratios):.2f}x to {max(ratios):.2f}x, ahead in {ahead} of {len(ratios)}"
                 said_of.append(f"{layout}: {mean:.2f}x as fast as {title} in the geometric mean ({spread}).")
-    wrong = [f"{row['network']} {row['block']}: {row['error']}" for row in rows if not row["correct"]]
-    return "\n".join([*said_of, *wrong])
+    return "\n".join([*said_of, *wrong(rows, named)])

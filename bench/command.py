@@ -20,8 +20,11 @@ from fastpool import terminal
 
 from . import (
     bar,
+    block_bars,
     blocks,
     commute,
+    commute_bars,
+    commute_conv,
     conv,
     conv_bars,
     conv_layers,
@@ -81,10 +84,24 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
     return path
 
 
+_JSON = click.option(
+    "--json",
+    "path",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Keep each row in this file as soon as it is finished; in a folder, in the file of this machine.",
+)
+_RESUME = click.option("--resume", is_flag=True, help="Go on with that file: what it has of this machine is not measured again.")
+_THREADS = click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
+_LAYOUT = click.option("--layout", "layouts", type=click.Choice(list(LAYOUTS)), multiple=True, help="Only this one; repeatable.")
+
+
 @bench.command("commute")
 @click.option("--quick", is_flag=True, help="One layer of each network and fewer rounds: about a minute on 2 cores once compiled.")
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), callback=_writable, help="Keep the rows in this file.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for PyTorch and fastpool.  [default: PyTorch's setting]")
+@click.option("--conv", "convolves", is_flag=True, help="With the convolution in front of both, whose output the network pools there.")
+@_JSON
+@_RESUME
+@click.option("--threads", type=click.IntRange(1), multiple=True, help="For everybody; repeatable.  [default: PyTorch's setting]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a batch.")
 @click.option("--activation", "activations", type=click.Choice(list(ACTIVATIONS)), multiple=True, help="Only this one; repeatable.")
 @click.option("--pooling", "poolings", type=click.Choice(POOLINGS), multiple=True, help="Only this one; repeatable.")
@@ -95,8 +112,10 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 def commute_command(
     context: click.Context,
     quick: bool,
+    convolves: bool,
     path: Path | None,
-    threads: int | None,
+    resume: bool,
+    threads: tuple[int, ...],
     batch: int,
     activations: tuple[str, ...],
     poolings: tuple[str, ...],
@@ -108,48 +127,39 @@ def commute_command(
 
     Every activation with every pooling, on feature maps of a photograph in the shapes of LeNet-5, AlexNet, VGG-16 and ResNet's stem:
     which law holds, how far apart the two orders are, in values and input gradients, and what each costs in PyTorch, with fastpool's
-    pooling, and with both in one pass ("fused"), forward and with backward ("training"), in time and in bytes saved for backward.
+    pooling, and with both in one pass ("fused"), forward and with backward ("training"), in time and in bytes saved for backward; and
+    what the pooling alone costs.
+
+    With --conv: max, avg and min pooling behind an activation behind each network's own convolution, step by step, with the activation in
+    the convolution, and all in one call (F.conv_pool2d), forward and with the gradients of input, weight and bias.
 
     Ctrl-C ends early and keeps finished rows.  The exit status is 1 if a result was wrong, 130 after Ctrl-C.
     """
     sites = [site for site in (QUICK_SITES if quick else SITES) if site.network in (networks or NETWORKS)]
-    todo = commute.pairs(sites, poolings or POOLINGS, activations or ACTIVATIONS)
-    console = terminal.console(110)
-    try:
-        photograph()
-    except MissingPhotographError as error:
-        raise click.ClickException(str(error)) from error
-    budget = QUICK_BUDGET if quick else FULL_BUDGET
-    providers = [provider for provider in commute.PROVIDERS if compiles or provider != "compile"]
+    possible = commute_conv.POOLINGS if convolves else POOLINGS
+    if not set(poolings) <= set(possible):
+        raise click.UsageError(f"--conv goes with {', '.join(possible)}")
+    chosen = (poolings or possible, activations or ACTIVATIONS, (batch,), threads or (torch.get_num_threads(),))
+    todo = commute.cases(sites, *(dict.fromkeys(axis) for axis in chosen))
+    console, where = terminal.console(110), machine()
+    if not convolves:
+        try:
+            photograph()
+        except MissingPhotographError as error:
+            raise click.ClickException(str(error)) from error
+    path = _path(path, "commute_conv" if convolves else "commute", where)
+    kept, left = _resumed(path, where, commute.key, todo) if resume else ([], todo)
+    absent = libraries.missing(["compile"] if compiles else [])
+    providers = [provider for provider in commute.PROVIDERS if provider != "compile" or (compiles and not absent)]
+    row, budget = (commute_conv if convolves else commute).row, QUICK_BUDGET if quick else FULL_BUDGET
     with _threads_kept():
-        torch.set_num_threads(threads or torch.get_num_threads())
-        where = machine()
-        console.print(_header(where), highlight=False)
-        rows, interrupted = _measured(
-            todo,
-            lambda pair: {**commute.row(pair, batch, budget, providers), "batch": batch, **where},
-            lambda pair: f"{pair.site}, {pair.pooling}, {pair.activation}",
-            path,
-        )
-    _print(console, rows, by_site)
+        _introduce(console, where, _malloc(keep_pages()), absent, kept, left, todo)
+        found, interrupted = _measured(left, lambda case: {**where, **row(case, budget, providers)}, str, path, kept)
+    rows = [*kept, *found]
+    _print(console, rows, by_site, convolves)
     if interrupted:
-        console.print(
-            f"\nInterrupted: {len(rows)} of {len(todo)} rows; a pair's times are summed over the layers it finished.", highlight=False
-        )
-        context.exit(terminal.INTERRUPTED)
-    context.exit(0 if all(row["correct"] for row in rows) else 1)
-
-
-_JSON = click.option(
-    "--json",
-    "path",
-    type=click.Path(path_type=Path),
-    callback=_writable,
-    help="Keep each row in this file as soon as it is finished; in a folder, in the file of this machine.",
-)
-_RESUME = click.option("--resume", is_flag=True, help="Go on with that file: what it has of this machine is not measured again.")
-_THREADS = click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads for everybody; repeatable.  [default: 1 and 2]")
-_LAYOUT = click.option("--layout", "layouts", type=click.Choice(list(LAYOUTS)), multiple=True, help="Only this one; repeatable.")
+        console.print("\nA pair's times are summed over the layers it finished.", highlight=False)
+    _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
 
 
 class _Shape(click.ParamType):
@@ -268,12 +278,13 @@ def block_command(
         _introduce(console, where, _malloc(keep_pages()), absent, kept, left, todo)
         found, interrupted = _measured(left, lambda case: {**where, **blocks.row(case, present, blocks.BUDGET)}, str, path, kept)
     rows = [*kept, *found]
-    if rows:
+    if not rows:
+        console.print("No row was finished.")
+    else:
         console.print(blocks.table(rows))
         console.print(blocks.reading(rows), highlight=False, markup=False)
-    if interrupted:
-        context.exit(terminal.INTERRUPTED)
-    context.exit(0 if all(row["correct"] for row in rows) else 1)
+        console.print(f"\n{bar.summary(block_bars.bars(rows))}", highlight=False, markup=False)
+    _end(context, console, rows, f"{len(found)} of {len(left)}" if interrupted else None)
 
 
 @bench.command("cuda-model")
@@ -542,19 +553,29 @@ def _header(where: dict[str, Any]) -> str:
 
 
 _EXPLAINED = """\
-Activate, then pool.  Gap: from pool, then activate, the largest over {0}.  ms: forward, the sum.  Unfused:
-PyTorch's activation, fastpool's pooling.  Speed-up: fused over PyTorch.  In train.: forward and backward
-together.  Saved: for backward, bytes an output."""
+Activate, then pool.  Gap: from pool, then activate, the largest over {0}.  ms: forward, the sum; unfused:
+PyTorch's activation, fastpool's pooling.  Speed-up: fused over PyTorch; in train.: forward and backward
+together.  Over pool: times fastpool's pooling alone, fused.  Saved: for backward, bytes an output."""
 
 
-def _print(console: Console, rows: list[dict[str, Any]], by_site: bool) -> None:
+def _print(console: Console, rows: list[dict[str, Any]], by_site: bool, convolves: bool) -> None:
+    """Tables, what they say, and the bars; of ``commute --conv`` or without."""
     if not rows:
         console.print("No row was finished.")
         return
+    explained, table, reading, bars = (
+        (commute_conv.EXPLAINED, commute_conv.table, commute_conv.reading, commute_bars.conv_bars)
+        if convolves
+        else (_EXPLAINED, report.table, report.reading, commute_bars.bars)
+    )
     names = list(dict.fromkeys(row["site"] for row in rows))
-    layers = f"{len(names)} layer{'s' if len(names) > 1 else ''}"
-    console.print(_EXPLAINED.format(layers), highlight=False)
-    console.print(report.table(rows))
-    for name in names if by_site else ():
-        console.print(report.table([row for row in rows if row["site"] == name], name))
-    console.print(report.reading(rows), highlight=False)
+    console.print(explained.format(f"{len(names)} layer{'s' if len(names) > 1 else ''}"), highlight=False)
+    groups = report.titled(rows)
+    for title, of in groups.items():
+        if len(groups) > 1:
+            console.print(f"\n[bold]{title}")
+        console.print(table(of))
+        for name in names if by_site else ():
+            console.print(table([row for row in of if row["site"] == name], name))
+        console.print(reading(of), highlight=False, markup=False)
+    console.print(f"\n{bar.summary(bars(rows))}", highlight=False, markup=False)

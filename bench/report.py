@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from .cases import ACTIVATIONS
-from .commute import PASSES, ROUNDING, SAVED, TIMES
+from .commute import ALONE, PASSES, ROUNDING, SAVED, TIMES
 
 Row = Mapping[str, Any]
 
@@ -48,6 +48,10 @@ class Line(NamedTuple):
         """Another's time over fastpool's, fused; activate-then-pool both."""
         return self.times[f"{over}_act_pool_{a_pass}_ms"] / self.times[f"fused_act_pool_{a_pass}_ms"]
 
+    def over_alone(self, a_pass: str) -> float:
+        """fastpool's time, fused, activate-then-pool, over that of the pooling alone."""
+        return self.times[f"fused_act_pool_{a_pass}_ms"] / self.times[f"{ALONE}_{a_pass}_ms"]
+
 
 def verdict(row: Row) -> str:
     """One of VERDICTS, from the gaps that were measured."""
@@ -58,6 +62,21 @@ def verdict(row: Row) -> str:
     if row["gradient_gap"] > ROUNDING * row["gradient_scale"]:
         return "values"
     return "rounding" if row["value_gap"] or row["gradient_gap"] else "exact"
+
+
+def named(row: Row) -> str:
+    """'VGG-16 64x224x224, max 2x2 s2 p0 with relu, batch 1, 1 thr'"""
+    pooling = row["pooling"].replace("_", " ")
+    window = "" if row["window"] == "global" else f" {row['window']}"
+    return f"{row['site']}, {pooling}{window} with {row['activation']}, batch {row['batch']}, {row['threads']} thr"
+
+
+def titled(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each batch and number of threads, whose times cannot be summed up, by what they have in common."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"batch {row['batch']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}", []).append(row)
+    return groups
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
@@ -77,7 +96,7 @@ def _line(pooling: str, activation: str, rows: Sequence[Row]) -> Line:
     return Line(pooling, activation, rows[0]["law"], worst, times=times, saved=saved, **largest)
 
 
-_TIMED = {"torch": "PyTorch", "compile": "torch.\ncompile", "unfused": "un-\nfused", "fused": "fused"}
+_TIMED = {"torch": "torch\nms", "compile": "comp.\nms", "unfused": "un-\nfused", "fused": "fused\nms"}
 """Providers and their headers."""
 
 
@@ -88,14 +107,8 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for header in ("\npooling", "\nactivation", "\nlaw", "orders\nequal?"):
         made.add_column(header, no_wrap=True)
-    saved = ("saved B\nPyTorch", "saved B\nfused") if timed else ()
-    for header in (
-        "value\ngap",
-        *(f"{_TIMED[p]}\nms" if "\n" not in _TIMED[p] else _TIMED[p] for p in timed),
-        "speed\n-up",
-        "in\ntrain.",
-        *saved,
-    ):
+    saved = ("saved\ntorch", "saved\nfused") if timed else ()
+    for header in ("value\ngap", *(_TIMED[p] for p in timed), "speed\n-up", "in\ntrain.", "over\npool", "in\ntrain.", *saved):
         made.add_column(header, justify="right", no_wrap=True)
     previous = ""
     for line in found:
@@ -109,13 +122,14 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
 
 def _numbers(line: Line, timed: Sequence[str]) -> list[str]:
     if not line.times:
-        return ["-"] * (len(timed) + 5 if timed else 3)
+        return ["-"] * (len(timed) + 7 if timed else 5)
     times = [line.times.get(f"{provider}_act_pool_forward_ms") for provider in timed]
     return [
         _gap(line.value_gap),
         *("-" if ms is None else _milliseconds(ms) for ms in times),
-        *(_factor(line.speedup(a_pass)) for a_pass in ("forward", "training")),
-        *(f"{line.saved[f'{provider}_act_pool_saved_bytes']:.3g}" for provider in ("torch", "fused")),
+        *(_factor(line.speedup(a_pass)) for a_pass in PASSES),
+        *(f"{over:.2f}" if (over := line.over_alone(a_pass)) < 10 else f"{over:.0f}" for a_pass in PASSES),
+        *(f"{line.saved[f'{provider}_act_pool_saved_bytes']:.0f}" for provider in ("torch", "fused")),
     ]
 
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
 
-from fastpool.bench import check, command, commute, measure, peers, photograph, report
+import torch.nn.functional as T
+from fastpool.bench import check, command, commute, commute_conv, machine, measure, peers, photograph, report
 from fastpool.bench.cases import ACTIVATIONS, POOLINGS, QUICK_SITES, SITES, Site, Window
 
 TINY = Site("LeNet-5", 3, 9, 11, Window(3, 2, 1))
@@ -22,9 +23,10 @@ TINY = Site("LeNet-5", 3, 9, 11, Window(3, 2, 1))
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """One small padded layer, and no more rounds than the least."""
+    """One small padded layer, no more rounds than the least, and the process's own malloc."""
     monkeypatch.setattr(command, "SITES", (TINY,))
     monkeypatch.setattr(command, "FULL_BUDGET", 0)
+    monkeypatch.setattr(command, "keep_pages", lambda: False)
     monkeypatch.setattr(measure, "SAMPLE", 0)
 
 
@@ -42,6 +44,7 @@ def test_every_pair_is_measured(tiny, tmp_path):
     for row in rows:
         assert row["shape"] == "2x3x9x11"
         assert row["correct"]
+        assert row["batch"] == 2
         timed = [name for name in (*commute.TIMES, *commute.SAVED) if not name.startswith("compile")]
         assert all(row[name] > 0 for name in (*timed, "value_scale", "gradient_scale", "threads", "cores"))
         assert not any(row[name] for name in commute.TIMES if name not in timed)  # torch.compile takes part where it is asked for
@@ -55,6 +58,56 @@ def test_every_pair_is_measured(tiny, tmp_path):
     assert min(gaps["max", "gelu"]) > 0.01
     assert max(len(line) for line in ended.stdout.splitlines()) <= 110
     assert "…" not in ended.stdout
+    said = " ".join(ended.stdout.partition("The bars:")[2].split())
+    assert "activate, pool, fused, forward: at most 1.1x the pooling alone with relu and leaky_relu" in said
+    assert said.count("not measured: ") == 1  # of ReLU and max 2x2
+
+
+def test_each_number_of_threads_has_rows_and_a_table_and_a_run_goes_on(tiny, tmp_path, monkeypatch):
+    plain, threads = measure.medians, []
+    monkeypatch.setattr(measure, "medians", lambda *of: (threads.append(torch.get_num_threads()), plain(*of))[1])
+    only = ("--pooling", "max", "--json", tmp_path)
+    ended = run(*only, "--activation", "relu", "--threads", 1)
+    assert ended.exit_code == 0, ended.output
+    path = tmp_path / machine.file_name("commute", machine.machine())
+    first = report.read(path)
+    assert "batch 1, 1 thread" not in ended.stdout
+    ended = run(*only, "--activation", "relu", "--activation", "tanh", "--threads", 1, "--threads", 2, "--resume")
+    assert ended.exit_code == 0, ended.output
+    assert "1 rows are there already; 3 of 4 cases are left" in ended.stdout
+    rows = report.read(path)
+    assert rows[:1] == first
+    assert [(row["activation"], row["threads"]) for row in rows] == [("relu", 1), ("tanh", 1), ("relu", 2), ("tanh", 2)]
+    assert threads == [1, 1, 2, 2]
+    assert "batch 1, 1 thread" in ended.stdout
+    assert "batch 1, 2 threads" in ended.stdout
+    assert ended.stdout.count("tanh       rounding") == 2  # a line in each table
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_pooling_alone_is_timed_forward_and_in_training():
+    x = photograph.feature_maps(TINY, 1)
+    calls = commute._calls({commute.ALONE: commute._alone(commute.Case(TINY, "avg", "relu", 1, 1))}, x)
+    assert list(calls) == ["alone_forward_ms", "alone_training_ms"]
+    y, (gradient,) = (call() for call in calls.values())
+    assert not y.requires_grad
+    leaf = x.detach().requires_grad_()
+    expected = T.avg_pool2d(leaf, *TINY.window)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf, check.upstream(y.shape))[0])
+
+
+@pytest.mark.parametrize("measured", [commute, commute_conv])
+def test_torch_compile_takes_part_if_asked_for_and_forgets_the_row_before(convolved, monkeypatch, measured):
+    """It compiles no more than eight of a function, and all layers are one's."""
+    resets, compiled = [], []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(True))
+    monkeypatch.setattr(torch, "compile", lambda layer: (compiled.append(layer), layer)[1])
+    row = measured.row(commute.Case(SITES[1], "max", "relu", 1, 1), 0)
+    assert row["correct"], row["error"]
+    assert len(compiled) == 2
+    assert resets == [True]
+    assert all(row[name] > 0 for name in (*measured.TIMES, *measured.SAVED))
 
 
 def test_as_a_user_types_it(tmp_path):
@@ -71,7 +124,7 @@ def test_as_a_user_types_it(tmp_path):
     words = " ".join(ended.stdout.split())
     assert "Both orders gave the same bits on these maps, values and input gradients: max with relu." in words
     assert "Not equal: avg with relu" in words
-    assert ended.stdout.count("saved B") == 4  # two columns, in the table of all layers and in that of the one layer
+    assert sum(line.startswith(" max ") for line in ended.stdout.splitlines()) == 2  # in the table of all layers and of the one layer
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
 
 
@@ -103,6 +156,116 @@ def test_control_c_before_the_first_row(tiny, tmp_path, monkeypatch):
     ended = run("--json", path)
     assert ended.exit_code == 130, ended.output
     assert report.read(path) == []
+
+
+@pytest.fixture
+def convolved(monkeypatch):
+    """LeNet-5's second layer, at no more rounds than the least."""
+    monkeypatch.setattr(command, "SITES", tuple(site for site in SITES if site.network == "LeNet-5")[1:])
+    monkeypatch.setattr(command, "FULL_BUDGET", 0)
+    monkeypatch.setattr(command, "keep_pages", lambda: False)
+    monkeypatch.setattr(measure, "SAMPLE", 0)
+
+
+def test_behind_a_convolution(convolved, tmp_path):
+    ended = run("--conv", "--json", tmp_path, "--activation", "relu", "--activation", "gelu", "--threads", 1)
+    assert ended.exit_code == 0, ended.output
+    (path,) = tmp_path.iterdir()
+    assert path.name == machine.file_name("commute_conv", machine.machine())
+    rows = report.read(path)
+    assert [(row["pooling"], row["activation"]) for row in rows] == [(p, a) for p in ("max", "avg", "min") for a in ("relu", "gelu")]
+    for row in rows:
+        assert row["correct"], row["error"]
+        assert row["layer"] == "6x12x12 to 16, 5x5"
+        assert row["one_launch"] is False
+        timed = [name for name in (*commute_conv.TIMES, *commute_conv.SAVED) if not name.startswith("compile")]
+        assert all(row[name] > 0 for name in timed)
+        assert row["compile_act_pool_forward_ms"] is None
+    assert [rows[0][f"{form}_saved_bytes"] for form in ("torch_act_pool", "torch_pool_act", "unfused", "activated", "conv_pool")] == [
+        24,  # the activated map's four floats, and an index of 8 bytes
+        28,  # the map, the index, and what ReLU gives
+        17,
+        17,
+        1,
+    ]
+    assert max(map(len, ended.stdout.splitlines())) <= 110
+    assert "…" not in ended.stdout
+    words = " ".join(ended.stdout.split())
+    assert "F.conv_pool2d is one launch, forward: max 0 of 2, avg 0 of 2, min 0 of 2" in words
+    assert "F.conv_pool2d, max 2x2 s2 with relu: 1 byte an output saved 1 of 1; worst 1, LeNet-5 16x8x8" in words
+    assert "0 of 6 cases are left" in run("--conv", "--json", path, "--resume", "--threads", 1, *_of("relu", "gelu")).stdout
+    assert report.read(path) == rows
+
+
+def _of(*activations):
+    return [word for name in activations for word in ("--activation", name)]
+
+
+@pytest.mark.parametrize(
+    ("garbage", "error"),
+    [
+        (lambda y: y * 1.001, "conv_pool: value off by"),
+        (lambda y: y if not y.requires_grad else y * 1.001, "conv_pool: value in training off by"),
+        (lambda y: y.detach() + 0.999 * (y - y.detach()), "conv_pool: gradient by x off by"),
+        (lambda y: y[:, :, 1:], "conv_pool: value of shape (1, 16, 3, 4), not (1, 16, 4, 4)"),
+    ],
+    ids=["value", "training", "gradient", "shape"],
+)
+def test_a_wrong_form_behind_a_convolution_is_not_timed(convolved, tmp_path, monkeypatch, garbage, error):
+    right = commute_conv.F.conv_pool2d
+    monkeypatch.setattr(commute_conv.F, "conv_pool2d", lambda *of, **more: garbage(right(*of, **more)))
+    path = tmp_path / "rows.json"
+    ended = run("--conv", "--json", path, "--pooling", "max", "--activation", "relu")
+    assert ended.exit_code == 1, ended.output
+    (row,) = report.read(path)
+    assert row["error"].startswith(error)
+    assert all(row[name] is None for name in (*commute_conv.TIMES, *commute_conv.SAVED))
+    assert "WRONG" in ended.stdout
+    assert error.partition(" (")[0] in " ".join(ended.stdout.split())
+
+
+def test_conv_pool2d_has_no_such_pooling():
+    ended = run("--conv", "--pooling", "l2")
+    assert ended.exit_code == 2
+    assert "--conv goes with max, avg, min" in ended.output
+
+
+def test_the_convolutions_in_front_of_the_poolings():
+    assert [commute_conv.layer_of(site).name for site in SITES] == [
+        "1x28x28 to 6, 5x5",
+        "6x12x12 to 16, 5x5",
+        "3x224x224 to 96, 11x11 s4 p2",
+        "96x27x27 to 256, 5x5 p2",
+        "384x13x13 to 256, 3x3 p1",
+        "3x224x224 to 64, 7x7 s2 p3",
+        "512x14x14 to 512, 3x3 p1",
+        "512x28x28 to 512, 3x3 p1",
+        "256x56x56 to 256, 3x3 p1",
+        "128x112x112 to 128, 3x3 p1",
+        "64x224x224 to 64, 3x3 p1",
+    ]
+    wanted = [[t is not None and t.requires_grad for t in _leaves_of(site)] for site in (SITES[0], SITES[1], SITES[5])]
+    assert wanted == [[False, True, True], [True, True, True], [False, True, False]]  # an image's gradient nobody wants; no bias
+    with pytest.raises(LookupError, match="no layer of LeNet-5 gives 3x9x11"):
+        commute_conv.layer_of(TINY)
+
+
+def _leaves_of(site):
+    layer = commute_conv.layer_of(site)
+    return commute_conv._leaves(layer, commute_conv.operands(layer, 1))
+
+
+@pytest.mark.parametrize("site", [SITES[0], SITES[1], SITES[4], SITES[6]], ids=str)
+def test_operands_whose_sums_are_exact(site):
+    """So that whoever convolves finds the same ties; and whose values activations bend."""
+    layer = commute_conv.layer_of(site)
+    x, weight, bias = commute_conv.operands(layer, 1)
+    y, exact = (
+        T.conv2d(t, w, b, layer.stride, layer.padding) for t, w, b in ((x, weight, bias), (x.double(), weight.double(), bias.double()))
+    )
+    assert torch.equal(y.double(), exact)
+    assert 0.5 < float(exact.std()) < 2
+    assert 0.3 < float((exact < 0).double().mean()) < 0.7
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -270,7 +433,7 @@ def test_no_time_holds_page_faults():
     """Rows in which each call's gradient took new memory, however much was free."""
     code = (
         "from fastpool.bench import machine, pool\n"
-        "kept = machine.keep_pages()\n"
+        "kept, pool.PATIENCE = machine.keep_pages(), 60\n"  # on a loaded machine PyTorch would be called once
         "cases = pool.cases([(8, 64, 112, 112)], ['max'], ['2x2 s2'], ['contiguous', 'channels_last'], [1])\n"
         "rows = [pool.row(case, ['torch'], 0) for case in cases]\n"
         "print(kept, *(row[f'{name}_faults'] for row in rows for name in ('fastpool', 'torch')))"

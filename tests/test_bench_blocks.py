@@ -49,6 +49,9 @@ def test_rows_and_resuming(tmp_path):
         assert row["in_one"] is False
     assert max(map(len, ended.stdout.splitlines())) <= 110
     assert "…" not in ended.stdout
+    said = " ".join(ended.stdout.partition("The bars:")[2].split())
+    assert "not measured: 1.15x ONNX Runtime, the geometric mean over blocks and batches not measured: 1.15x OpenVINO" in said
+    assert "ahead of its own unfused form on every block (it is one launch in 0 of 3)" in said
     assert run("--json", path, "--resume").exit_code == 0
     assert report.read(path) == rows
 
