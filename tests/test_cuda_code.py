@@ -139,6 +139,7 @@ CALLS = {
     },
     **{f"depthwise, {layout}": convolved((2, 32, 8, 16), (32, 1, 3, 3), layout, groups=32) for layout in ("contiguous", LAST)},
     **{f"conv of few, {layout}": convolved((1, 3, 16, 16), (64, 3, 3, 3), layout, grad=False) for layout in ("contiguous", LAST)},
+    "conv of few to few": convolved((1, 3, 16, 16), (32, 3, 3, 3), filled=1, grad=False),
     **{f"conv and max, {layout}": conv_pooled((1, 8, 16, 16), (32, 8, 3, 3), layout) for layout in ("contiguous", LAST)},
     # 16 bits: what of each kernel reads and writes them.
     "bf16 max 3x3 s2, by one": pooling("max", (2, 4, 16, 34), dtype="bf16"),
@@ -292,6 +293,7 @@ CODE = {
         "conv small, channels_last": Code((72, 72, 72, 72), (594, 593, 662, 654), "3x128 2x64", "4x128"),
         "conv divided, contiguous": Code((96, 96, 72, 72), (723, 720, 822, 778), "2x64 8x32", "4x128"),
         "conv of few, contiguous": Code((128, 128, 120, 120), (817, 810, 949, 909), "1x128 6x32", "8x128"),
+        "conv of few to few": Code((128, 128, 128, 120), (844, 837, 963, 933), "1x128 10x32", "8x128"),
         "conv and max, contiguous": Code((72, 72, 72, 72), (662, 663, 709, 671), "1x128 2x64 8x32", "4x32"),
         "bf16 conv": Code((128, 128, 128, 128), (1192, 1185, 1292, 1276), "1x128 2x64 8x16", "8x64"),
         "f16 conv, channels_last": Code((128, 128, 128, 120), (1001, 964, 1073, 1099), "1x128 4x64", "8x64"),

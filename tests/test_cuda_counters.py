@@ -278,6 +278,10 @@ COUNTS = {
         Moves("correlate.pack", "w biases", "packed", 2.86, loads=7.75, why=ACROSS),
         Moves("correlate.forward", "x packed", "y", 2.71, loads=1.39, why=FEW),
     ],
+    "conv of few to few": [
+        Moves("correlate.pack", "w biases", "packed", 2.86, loads=7.75, why=ACROSS),
+        Moves("correlate.forward", "x packed", "y", 2.86),
+    ],
     "conv and max, contiguous": [
         Moves("correlate.pack", "w", "packed", 3.03, loads=8.0, why=ACROSS),
         Moves("correlate.forward", "x packed", "y", 22.8),
