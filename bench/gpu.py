@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -32,8 +34,29 @@ SAMPLES = 20
 FLUSHED = 256 << 20
 """Bytes written before each sample, which none of a GPU's caches holds."""
 
+BUSY = 4_000_000
+"""Cycles, some 2 ms, for which a GPU waits before what is timed: the caller launches it meanwhile, and is not timed too."""
+
 ALLOWED = 1e-3
 """Of the largest magnitude: cuDNN may sum products of float32 in another order, and by Winograd's algorithm."""
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether torch's products of float32 may be of TF32, with 10 bits: cuDNN's are by default, on Ampere and later."""
+    settings: Sequence[Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [setting.allow_tf32 for setting in settings]
+
+    def allow(values: Sequence[bool]) -> None:
+        with warnings.catch_warnings(action="ignore"):  # later torch has other names for these
+            for setting, value in zip(settings, values, strict=True):
+                setting.allow_tf32 = value
+
+    allow([allowed] * len(settings))
+    try:
+        yield
+    finally:
+        allow(before)
 
 
 class Clock(Protocol):
@@ -57,6 +80,7 @@ class Events:
         found = []
         for _ in range(SAMPLES):
             self._flushed.zero_()
+            torch.cuda._sleep(BUSY)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             call()
@@ -97,8 +121,12 @@ class Row:
     run: str
     fastpool_ms: float | None = None
     torch_ms: float | None = None
+    torch_tf32_ms: float | None = None
+    """Of a convolution, with products of TF32; torch_ms is without, as fastpool's are."""
+    moved: int | None = None
+    """Bytes that a pass must read and write: the tensors, each once; in training their gradients too."""
     copy_ms: float | None = None
-    """Of a copy that moves as many bytes as must be moved forward."""
+    """Of a copy that moves as many."""
     launch_us: float | None = None
     """The caller's time, of maps so small that nothing else is."""
     torch_launch_us: float | None = None
@@ -169,13 +197,19 @@ def row(case: Case, device: torch.device, clock: Clock, scale: int = 1) -> Row:
         memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
         x = torch.randn(n, c, *(size // scale for size in sizes), generator=torch.Generator().manual_seed(1)).to(device)
         x = x.contiguous(memory_format=memory_format)
-        expected = theirs(x)
-        _agree(ours(x), expected)
-        copied = measure.copying(4 * (x.numel() + expected[0].numel()), device)
-        found.fastpool_ms, found.torch_ms, found.copy_ms = (clock(call) for call in (partial(ours, x), partial(theirs, x), copied))
-        small = x[:1, :, :8, :8].contiguous(memory_format=memory_format)
-        found.launch_us, found.torch_launch_us = (clock.launching(partial(f, small)) for f in (ours, theirs))
-    except (check.WrongResultError, RuntimeError) as error:
+        with tf32(False):
+            expected = theirs(x)
+            _agree(ours(x), expected)
+            tensors = x, expected[0], *operations[0].trained
+            found.moved = sum(t.numel() * t.element_size() for t in tensors) * (2 if case.run == "training" else 1)
+            copied = measure.copying(found.moved, device)
+            found.fastpool_ms, found.torch_ms, found.copy_ms = (clock(call) for call in (partial(ours, x), partial(theirs, x), copied))
+            small = x[:1, :, :8, :8].contiguous(memory_format=memory_format)
+            found.launch_us, found.torch_launch_us = (clock.launching(partial(f, small)) for f in (ours, theirs))
+        if case.operation == "conv":
+            with tf32(True):
+                found.torch_tf32_ms = clock(partial(theirs, x))
+    except (check.WrongResultError, ImportError, RuntimeError) as error:
         found.error = check.said(error)
     return found
 
@@ -192,7 +226,7 @@ def table(found: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "of", "lay-\nout", "pass"):
         table.add_column(name, no_wrap=True)
-    for name in ("fastpool\nms", "PyTorch\nms", "times\nas fast", "of a\ncopy", "launch\nus", "PyTorch's\nus"):
+    for name in ("fastpool\nms", "PyTorch\nms", "with\nTF32", "times\nas fast", "GB/s", "of a\ncopy", "launch\nus", "PyTorch's\nus"):
         table.add_column(name, justify="right", no_wrap=True)
     before = None
     for row in found:
@@ -200,13 +234,18 @@ def table(found: Sequence[Row]) -> Table:
             table.add_section()
         head = "" if row.operation == before else row.operation, row.what, row.layout[:4], row.run
         before = row.operation
-        if row.fastpool_ms is None or row.torch_ms is None or row.copy_ms is None:
+        if row.fastpool_ms is None or row.torch_ms is None or row.copy_ms is None or row.moved is None:
             table.add_row(*head, "not timed")
             continue
-        share = f"{row.copy_ms / row.fastpool_ms:.0%}" if row.run == "forward" and row.operation != "conv" else ""
+        times = [milliseconds(ms) if ms is not None else "" for ms in (row.fastpool_ms, row.torch_ms, row.torch_tf32_ms)]
         launches = (f"{us:.1f}" for us in (row.launch_us, row.torch_launch_us) if us is not None)
         table.add_row(
-            *head, milliseconds(row.fastpool_ms), milliseconds(row.torch_ms), f"{row.torch_ms / row.fastpool_ms:.2f}x", share, *launches
+            *head,
+            *times,
+            f"{row.torch_ms / row.fastpool_ms:.2f}x",
+            f"{row.moved / row.fastpool_ms / 1e6:.0f}",
+            f"{row.copy_ms / row.fastpool_ms:.0%}",
+            *launches,
         )
     return table
 

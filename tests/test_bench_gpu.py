@@ -1,6 +1,8 @@
 """``fastpool bench gpu``, on the CPU: what it measures is right, told and kept; by a clock that only calls."""
 
+import contextlib
 import json
+import types
 
 import pytest
 import torch
@@ -12,11 +14,11 @@ from fastpool import terminal
 
 
 class Calls:
-    """In the place of a GPU's clock."""
+    """In the place of a GPU's clock; a product of TF32 takes half as long."""
 
     def __call__(self, call):
         call()
-        return 2.0
+        return 1.0 if torch.backends.cudnn.allow_tf32 else 2.0
 
     def launching(self, call):
         call()
@@ -42,10 +44,84 @@ def test_table_and_rows(on_the_cpu, tmp_path):
     assert ended.exit_code == 0, ended.output
     rows = json.loads(path.read_text())
     assert len(rows) == 2 * 2 * (3 + 1 + 3)
-    assert all(row["fastpool_ms"] == row["torch_ms"] == 2 and row["launch_us"] == 5 and row["error"] is None for row in rows)
+    assert all(row["fastpool_ms"] == row["torch_ms"] == row["copy_ms"] == 2 for row in rows)
+    assert all(row["launch_us"] == 5 and row["error"] is None for row in rows)
+    assert all(row["torch_tf32_ms"] == (1 if row["operation"] == "conv" else None) for row in rows)
     assert max(map(len, ended.output.splitlines())) <= 110
     assert "1.00x" in ended.output
     assert "100%" in ended.output
+
+
+def test_bandwidth(on_the_cpu, monkeypatch):
+    """Of every tensor once, and in training of its gradient too: 8x64x28x28 to a quarter; weights of 3x3 as well."""
+    copied = []
+    monkeypatch.setattr(gpu.measure, "copying", lambda moved, device: copied.append(moved) or (lambda: None))
+    map_, quarter, layer, weights = 8 * 64 * 28 * 28, 8 * 64 * 14 * 14, 8 * 64 * 14 * 14, 64 * 64 * 9
+    for case, numbers in {
+        gpu.Case("max", "2x2 s2", "contiguous", "forward"): map_ + quarter,
+        gpu.Case("avg", "2x2 s2", "channels_last", "training"): 2 * (map_ + quarter),
+        gpu.Case("global_max", "global", "contiguous", "forward"): map_ + 8 * 64,
+        gpu.Case("conv", "3x3", "contiguous", "training"): 2 * (2 * layer + weights),
+    }.items():
+        found = gpu.row(case, torch.device("cpu"), Calls())
+        assert found.moved == copied[-1] == 4 * numbers, case
+        *_, line = gpu.table([found]).columns[8].cells
+        assert line == f"{4 * numbers / 2e-3 / 1e9:.0f}"
+
+
+def test_tf32_is_as_it_was(on_the_cpu):
+    """Whatever a user has set, also after an error."""
+    for before in (False, True):
+        with gpu.tf32(before):
+            with contextlib.suppress(ZeroDivisionError), gpu.tf32(not before):
+                assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is not before
+                1 / 0  # noqa: B018
+            gpu.row(gpu.Case("conv", "1x1", "contiguous", "forward"), torch.device("cpu"), Calls())
+            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is before
+
+
+def test_what_the_clock_times(monkeypatch):
+    """Not the writes that flush, nor the caller: its launches are on their way before the device comes to them."""
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("event")
+
+        def synchronize(self):
+            said.append("wait")
+
+        def elapsed_time(self, other):
+            return float(len(said))
+
+    monkeypatch.setattr(gpu, "SAMPLES", 3)
+    monkeypatch.setattr(gpu, "FLUSHED", 8)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: said.append("sleep"), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    clock = gpu.Events(torch.device("cpu"))
+    monkeypatch.setattr(clock, "_flushed", types.SimpleNamespace(zero_=lambda: said.append("flush")))
+    sample = ["flush", "sleep", "event", "call", "event", "wait"]
+    assert clock(lambda: said.append("call")) == 1 + 2 * len(sample)
+    assert said == ["call", *sample * 3]
+    said.clear()
+    times = iter([1.0, 1.3])
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: (said.append("read"), next(times))[1])
+    assert clock.launching(lambda: said.append("call")) == pytest.approx(1e5)
+    assert said == ["call", "wait", "read", "call", "call", "call", "read", "wait"]
+
+
+@pytest.mark.parametrize("error", [ImportError("pip install 'fastpool[cuda]'"), RuntimeError("out of memory")], ids=str)
+def test_an_error_is_a_rows(on_the_cpu, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setitem(peers.FASTPOOL, "max", fail)
+    found = gpu.row(gpu.Case("max", "2x2 s2", "contiguous", "forward"), torch.device("cpu"), Calls())
+    assert str(error) in found.error
 
 
 def test_a_wrong_result_is_not_timed(on_the_cpu, monkeypatch):
