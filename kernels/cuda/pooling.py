@@ -37,14 +37,26 @@ class Plan:
         self.launches = launches
         """(blocks, threads, elements into each address, numbers)"""
 
+    @functools.cached_property
+    def _ready(self):
+        """The launches, with steps in bytes and numbers as the kernel takes them: to make those anew was most of a call's time."""
+        converters, count = self.kernel.converters, len(self.itemsizes)
+        return [
+            (blocks, block, [step * size for step, size in zip(steps, self.itemsizes, strict=True)], _converted(converters[count:], numbers))
+            for blocks, block, steps, numbers in self.launches
+        ]
+
     def run(self, addresses, threads, *more):
         """Do it on the device's current stream: ``addresses``, then the numbers, then ``more`` (seed, parameters)."""
-        converters, count = self.kernel.converters, len(addresses)
-        for blocks, block, steps, numbers in self.launches:
-            moved = [address and address + step * size for address, step, size in zip(addresses, steps, self.itemsizes, strict=True)]
-            given = (*numbers, *more)
-            given += (0,) * (len(converters) - count - len(given))
-            launch(self.kernel, blocks, block, [*moved, *(f(v) for f, v in zip(converters[count:], given, strict=True))], self.device)
+        for blocks, block, steps, numbers in self._ready:
+            moved = [address and address + step for address, step in zip(addresses, steps, strict=True)]
+            rest = self.kernel.converters[len(moved) + len(numbers) :]
+            given = _converted(rest, (*more, *(0,) * (len(rest) - len(more))))
+            launch(self.kernel, blocks, block, [*moved, *numbers, *given], self.device)
+
+
+def _converted(converters, numbers):
+    return [convert(number) for convert, number in zip(converters, numbers, strict=False)]
 
 
 def itemsize(name):
