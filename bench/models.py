@@ -1,6 +1,11 @@
-"""The lessons' networks, of random weights, for ``fastpool optimize fastpool.bench.models:NAME --input SHAPE``."""
+"""The lessons' networks, of random weights, for ``fastpool optimize fastpool.bench.models:NAME --input SHAPE``.
+
+``divisor``: of the channels and features inside, for tests.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import nn
@@ -11,6 +16,10 @@ INPUTS = {
     "vgg16": (3, 224, 224),
     "simple_resnet": (3, 32, 32),
     "cifar10net": (3, 32, 32),
+    "conv_net_with_dropout": (3, 32, 32),
+    "adaptive_dropout_conv_net": (3, 32, 32),
+    "conv_block": (3, 32, 32),
+    "conv_block_without_norm": (3, 32, 32),
     "gelu_net": (3, 32, 32),
 }
 """Network -> (C, H, W)"""
@@ -29,26 +38,30 @@ def lenet5() -> nn.Module:
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(256, 120), _relu(), nn.Linear(120, 84), _relu(), nn.Linear(84, 10))
 
 
-def alexnet() -> nn.Module:
-    features: list[nn.Module] = [nn.Conv2d(3, 96, 11, 4, 2), _relu(), nn.MaxPool2d(3, 2)]
-    features += [nn.Conv2d(96, 256, 5, padding=2), _relu(), nn.MaxPool2d(3, 2)]
-    for inputs, outputs in ((256, 384), (384, 384), (384, 256)):
+def alexnet(divisor: int = 1, side: int = 6) -> nn.Module:
+    """``side``: of the last map, 6 of an image of 224, 1 of one of 67."""
+    sizes = [channels // divisor for channels in (96, 256, 384, 384, 256)]
+    features: list[nn.Module] = [nn.Conv2d(3, sizes[0], 11, 4, 2), _relu(), nn.MaxPool2d(3, 2)]
+    features += [nn.Conv2d(sizes[0], sizes[1], 5, padding=2), _relu(), nn.MaxPool2d(3, 2)]
+    for inputs, outputs in itertools.pairwise(sizes[1:]):
         features += [nn.Conv2d(inputs, outputs, 3, padding=1), _relu()]
-    return nn.Sequential(*features, nn.MaxPool2d(3, 2), nn.Flatten(), *_classifier(9216))
+    return nn.Sequential(*features, nn.MaxPool2d(3, 2), nn.Flatten(), *_classifier(sizes[-1] * side**2, divisor))
 
 
-def vgg16() -> nn.Module:
+def vgg16(divisor: int = 1, side: int = 7) -> nn.Module:
+    """``side``: of the last map, a 32th of the image's."""
     features, inputs = list[nn.Module](), 3
-    for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for channels, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(convolutions):
-            features += [nn.Conv2d(inputs, outputs, 3, padding=1), _relu()]
-            inputs = outputs
+            features += [nn.Conv2d(inputs, channels // divisor, 3, padding=1), _relu()]
+            inputs = channels // divisor
         features.append(nn.MaxPool2d(2))
-    return nn.Sequential(*features, nn.Flatten(), *_classifier(25088))
+    return nn.Sequential(*features, nn.Flatten(), *_classifier(inputs * side**2, divisor))
 
 
-def _classifier(features: int) -> list[nn.Module]:
-    return [nn.Dropout(), nn.Linear(features, 4096), _relu(), nn.Dropout(), nn.Linear(4096, 4096), _relu(), nn.Linear(4096, 1000)]
+def _classifier(features: int, divisor: int) -> list[nn.Module]:
+    hidden = 4096 // divisor
+    return [nn.Dropout(), nn.Linear(features, hidden), _relu(), nn.Dropout(), nn.Linear(hidden, hidden), _relu(), nn.Linear(hidden, 1000)]
 
 
 class BasicBlock(nn.Module):
@@ -75,6 +88,29 @@ def cifar10net() -> nn.Module:
         layers += [*_normalised(inputs, outputs), _relu(), *([nn.MaxPool2d(2)] if pools else [])]
         inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(512, 10))
+
+
+def conv_net_with_dropout() -> nn.Module:
+    """The lesson's Linear takes 32 * 8 * 8 features, as if there were poolings; 32 * 32 * 32 arrive."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1), _relu(), nn.Dropout2d(), nn.Conv2d(16, 32, 3, padding=1), _relu(), nn.Dropout2d()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 32 * 32, 10))
+
+
+def adaptive_dropout_conv_net() -> nn.Module:
+    """Each of three layers drops more than the one before; its Linear as that of ``conv_net_with_dropout``."""
+    layers, inputs = list[nn.Module](), 3
+    for i in range(3):
+        layers += [nn.Conv2d(inputs, 16 * (i + 1), 3, padding=1), _relu(), nn.Dropout2d(min(0.5, 0.1 + 0.1 * i))]
+        inputs = 16 * (i + 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * 32 * 32, 10))
+
+
+def conv_block() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), _relu())
+
+
+def conv_block_without_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), _relu())
 
 
 def gelu_net() -> nn.Module:

@@ -323,8 +323,8 @@ class Kept:
             return known
         while len(self._found) >= self.FORMS:
             del self._found[next(iter(self._found))]
-        views = [_view(t) for t in tensors]
-        found = _Entry(_key(tensors), views, [v.tobytes() for v in views], packed(plan, weight, bias))
+        views = [samples_of(t) for t in tensors]
+        found = _Entry(state_of(tensors), views, [v.tobytes() for v in views], packed(plan, weight, bias))
         self._found[plan.form] = found
         return found
 
@@ -341,14 +341,14 @@ class _Entry(NamedTuple):
 
     def holds(self, tensors: list[torch.Tensor]) -> bool:
         """Whether they are what was packed, unchanged."""
-        return self.key is not None and self.key == _key(tensors) and self.samples == [v.tobytes() for v in self.views]
+        return self.key is not None and self.key == state_of(tensors) and self.samples == [v.tobytes() for v in self.views]
 
 
-def _key(tensors: list[torch.Tensor]) -> Any:
+def state_of(tensors: list[torch.Tensor]) -> Any:
     return [(t.data_ptr(), t._version, t.stride()) for t in tensors]
 
 
-def _view(t: torch.Tensor) -> Any:
+def samples_of(t: torch.Tensor) -> Any:
     """NumPy's, of SAMPLES of a tensor's numbers."""
     count = min(t.numel(), Kept.SAMPLES)
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))

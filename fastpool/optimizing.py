@@ -34,7 +34,9 @@ def optimize(
     """
     if threads:
         torch.set_num_threads(threads)
-    made = load(model).train(training)
+    made = load(model)
+    if made.training != training:  # else layers in another mode than the model, as frozen batch-norms, stay so
+        made.train(training)
     inputs = tuple(torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes)
     if channels_last:
         form = torch.channels_last_3d if inputs[0].dim() == 5 else torch.channels_last

@@ -86,7 +86,7 @@ def test_every_form(monkeypatch, pool, whole):
     monkeypatch.setattr(conv_pool, "LEAST", 0)
     convolution.call.cache_clear()
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), batch_norm(4), nn.ReLU(), pool).eval(), map_of(2, 3, 12, 12)
-    parts = next(tracing.chains(tracing.graph_of(model), dict(model.named_modules()))).parts
+    parts = next(tracing.chains(tracing.trace_of(model).graph, dict(model.named_modules()))).parts
     name = type(pool).__name__
     shown = [f"{ours}Conv2d + BatchNorm2d, fastpool {name}(before=ReLU)" for ours in ("", "fastpool ")]
     shown += [f"fastpool Conv2d + BatchNorm2d + ReLU{by}" for by in (f", fastpool {name}", *([f" + {name}"] if whole else []))]
@@ -102,7 +102,7 @@ def test_every_form(monkeypatch, pool, whole):
 
 def test_padding_that_reflects_is_not_in_one_launch():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.MaxPool2d(2))
-    parts = next(tracing.chains(tracing.graph_of(model), dict(model.named_modules()))).parts
+    parts = next(tracing.chains(tracing.trace_of(model).graph, dict(model.named_modules()))).parts
     assert not any(form.whole for form in sites.forms(parts, True))
     for form in sites.forms(parts, True):
         x = map_of(2, 3, 12, 12)
@@ -330,18 +330,44 @@ def test_the_lessons_networks_are_of_the_lessons_size(name):
         assert sum(p.numel() for p in getattr(models, name)().parameters()) == PARAMETERS[name]
 
 
+SITES = {"conv_block": 1, "conv_block_without_norm": 1}
+
+
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", ["lenet5", "simple_resnet", "cifar10net", "gelu_net"])
+@pytest.mark.parametrize("name", [name for name in models.INPUTS if name not in ("alexnet", "vgg16")])
 def test_the_lessons_networks(name, training):
     """Results and gradients, which ``optimize`` holds against float64 as it goes."""
+    torch.manual_seed(2)
     model, x = getattr(models, name)().train(training), torch.randn(2, *models.INPUTS[name])
     found = fastpool.optimize(model, x)
-    assert len(stands(found)) >= 2
+    assert len(stands(found)) >= SITES.get(name, 2)
     assert found.report.notes == []
     torch.manual_seed(1)
     expected = copy.deepcopy(model)(x)
     torch.manual_seed(1)
     torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("name", "divisor", "size", "poolings"), [("alexnet", 8, 67, 3), ("vgg16", 16, 32, 5)])
+def test_narrow_ones_of_small_images(monkeypatch, name, divisor, size, poolings, training):
+    """The best guess at each site, which moves no number over a kink; convolutions of every form are others' to test."""
+    monkeypatch.setattr(rewrite, "forms", lambda parts, measured: sites.forms(parts, False))
+    torch.manual_seed(2)
+    model, x = getattr(models, name)(divisor, 1).train(training), torch.randn(2, 3, size, size)
+    found = fastpool.optimize(model, x)
+    assert [row.stands.split("(")[0] for row in found.report.changed] == ["Conv2d, fastpool MaxPool2d"] * poolings
+    assert found.report.notes == []
+    gradients = []
+    for net in (copy.deepcopy(model), found):
+        torch.manual_seed(1)
+        leaf = x.clone().requires_grad_()
+        y = net(leaf)
+        gradients.append([y.detach(), *torch.autograd.grad(y.square().mean(), [leaf, *net.parameters()])])
+    assert len(gradients[0]) == 2 + len(list(model.parameters()))
+    for ours, theirs in zip(*reversed(gradients), strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
 def test_never_worse(monkeypatch):
@@ -404,6 +430,19 @@ def test_the_command(folder, place, more):
     assert "Conv2d, ReLU, MaxPool2d" in " ".join(ended.output.split())
     assert f"for {'training' if '--training' in more else 'evaluation'}" in ended.output
     assert json.loads((folder / "report.json").read_text())["rows"]
+
+
+def test_frozen_layers_of_a_users_model_stay_frozen(folder):
+    (folder / "frozen.py").write_text(
+        "from torch import nn\n\ndef build():\n"
+        "    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))\n"
+        "    model[1].eval()\n    return model\n"
+    )
+    ended = CliRunner().invoke(command, ["frozen.py:build", "--input", "2x3x16x16", "--training"])
+    assert ended.exit_code == 0, ended.output
+    assert "statistics of the batch" not in " ".join(ended.output.split())
+    ended = CliRunner().invoke(command, ["net.py:build", "--input", "2x3x16x16", "--training"])
+    assert "for training" in ended.output
 
 
 def test_a_module_of_a_package(folder):
