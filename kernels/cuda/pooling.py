@@ -40,9 +40,9 @@ class Plan:
     @functools.cached_property
     def _ready(self):
         """The launches, with steps in bytes and numbers as the kernel takes them: to make those anew was most of a call's time."""
-        converters, count = self.kernel.converters, len(self.itemsizes)
+        sizes, of_numbers = self.itemsizes, self.kernel.converters[len(self.itemsizes) :]
         return [
-            (blocks, block, [step * size for step, size in zip(steps, self.itemsizes, strict=True)], _converted(converters[count:], numbers))
+            (blocks, block, [step * size for step, size in zip(steps, sizes, strict=True)], _converted(of_numbers, numbers))
             for blocks, block, steps, numbers in self.launches
         ]
 
