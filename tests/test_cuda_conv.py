@@ -162,7 +162,7 @@ def test_a_launch_that_reads_behind_the_map_is_caught(launched_with):
 def test_a_misaligned_load_is_caught(monkeypatch):
     from fastpool.kernels.cuda import convolution
 
-    monkeypatch.setattr(convolution._Product, "plan", lambda part, x, y: part._planned(True, True))
+    monkeypatch.setattr(convolution._Product, "plan", lambda part, *addresses: part._planned(True, True))
     x = integers(6 * 8 * 16 + 1)[1:].view(1, 6, 8, 16).permute(0, 3, 1, 2)
     with pytest.raises(ptx.PTXError, match="misaligned"):
         agreed(x)
