@@ -1,80 +1,106 @@
-"""CUDA kernels, by their PTX on a CPU (emulated.py): the tests of pooling's geometries, layouts and dtypes again, on that device."""
+"""CUDA kernels, by their PTX on a CPU (emulated.py): the tests of pooling's geometries, layouts and dtypes again, on that device.
+
+What of kinds and dtypes depends on a geometry, test_cuda_geometry.py asks; here are the rules by which numbers are made, and windows of all
+sizes.
+"""
 
 import emulated
 import pytest
+import test_dtypes
+import test_fusion
 import test_pooling
+import test_ranks
+import torch
+from cases import EVERY_NEST, GEOMETRIES
 from emulated import on_the_emulator  # noqa: F401
-from test_dtypes import ONE, ROUNDED, SELECTIONS, test_average_of_integers_is_torchs  # noqa: F401
-from test_dtypes import test_halves as halves
-from test_dtypes import test_selections as selections
 from test_faces import test_values_and_gradients  # noqa: F401
-from test_fusion import test_before_and_after, test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
+from test_fusion import test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
 from test_pooling import (  # noqa: F401
-    GLOBAL,
     SELECTING,
     SUMMING,
-    places,
-    test_avg_counts,
-    test_avg_is_torchs_at_any_geometry,
-    test_first_inside_is_chosen_where_no_element_wins,
     test_global_pooling_of_one_column,
-    test_global_selecting,
     test_lp_at_zero_and_infinity,
     test_lp_is_torchs_on_positive_input,
-    test_max_is_torchs_at_any_geometry,
     test_unbatched_empty_and_memory_format,
 )
-from test_ranks import (  # noqa: F401
-    test_adaptive,
-    test_adaptive_by_the_rule,
-    test_every_kind_over_bins,
-)
+from test_ranks import test_adaptive_by_the_rule  # noqa: F401
 from test_stochastic import (  # noqa: F401
     test_draws_are_philoxs_by_the_rule,
     test_gradient_goes_to_the_drawn_element,
     test_nothing_positive_and_not_finite,
     test_subnormal_windows_still_draw,
 )
-from test_unpool import test_dtypes, test_round_trip_is_torchs  # noqa: F401
+from test_unpool import test_round_trip_is_torchs  # noqa: F401
 
 pytestmark = emulated.needs_toolchain
 
-# A kernel is of one kind and one size of window, and its indices are of no kind: one kind that selects and one that sums go through all
-# geometries, the others through two, and float64, which is another type of the same lines, through one.  What of 16-bit floats and of
-# integers depends on a geometry, test_cuda_geometry.py asks.
-THROUGH_ALL, FEW = ("max", "avg"), ("3x3s2p1", "asymmetric-dilated")
+# Each window is another kernel, of each kind.  What a kernel does with positions is of no kind: one that selects goes through all windows,
+# but for those that differ by the CPU's nests alone, one that sums through a few, and every kind through one that overlaps with gaps.
+NESTS = "flat", "narrow", "few", "across", "filled"
+ALL = [name for name in GEOMETRIES if not name.startswith(NESTS) and not name.endswith(("-parts", "1-wide", "0-wide", "1d-31s1p15"))]
+OF_A_SUM = [name for name in EVERY_NEST if name in ALL] + ["stride-over-kernel-ceil"]
+GAPS = "asymmetric-dilated"
 
 
-def _goes(kind, geometry, dtype):
-    return geometry == FEW[0] if dtype == "f64" else kind in THROUGH_ALL or geometry in FEW
+def places(kinds, through):
+    return [(kind, name) for kind in kinds for name in through.get(kind, [GAPS])]
 
 
-@pytest.mark.parametrize(("kind", "geometry", "dtype"), [place for place in places(SUMMING) if _goes(*place)])
-def test_summing(kind, geometry, dtype):
-    test_pooling.test_summing(kind, geometry, dtype)
+@pytest.mark.parametrize(("kind", "geometry"), places(SUMMING, {"avg": OF_A_SUM}))
+def test_summing(kind, geometry):
+    test_pooling.test_summing(kind, geometry, "f32")
 
 
-@pytest.mark.parametrize(("kind", "geometry", "dtype"), [place for place in places(SELECTING) if _goes(*place)])
-def test_selecting(kind, geometry, dtype):
-    test_pooling.test_selecting(kind, geometry, dtype)
+@pytest.mark.parametrize(("kind", "geometry"), places(SELECTING, {"max": ALL}))
+def test_selecting(kind, geometry):
+    test_pooling.test_selecting(kind, geometry, "f32")
 
 
-# Other ranks, bins and whole maps have kernels of their own.
-PLACES = ONE, "bins", "map", "1-d", "3-d"
+@pytest.mark.parametrize(
+    ("include_pad", "divisor", "layout"), [(True, 3, "contiguous"), (False, -2, "contiguous"), (False, None, "channels_last")]
+)
+def test_avg_counts(include_pad, divisor, layout):
+    test_pooling.test_avg_counts(include_pad, divisor, layout)
 
 
-@pytest.mark.parametrize(("kind", "dtype", "place"), [found for found in dict.fromkeys(ROUNDED) if found[2] in PLACES])
-def test_halves(kind, dtype, place):
-    halves(kind, dtype, place)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_average_of_integers_is_torchs(layout):
+    test_dtypes.test_average_of_integers_is_torchs(layout, (2, 3, 9, 14))
 
 
-@pytest.mark.parametrize(("kind", "dtype", "place"), [found for found in SELECTIONS if found[2] in PLACES[1:]])
-def test_selections(kind, dtype, place):
-    selections(kind, dtype, place)
+@pytest.mark.parametrize("kind", ["avg", "soft"])
+def test_long_sums(kind):
+    test_pooling.test_global_summing(kind, (2, 3, 120, 157), "f32")
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-@pytest.mark.parametrize("kind", SUMMING)
-def test_global_summing(kind, dtype):
-    for shape in (*GLOBAL, (2, 3, 120, 157)) if (kind, dtype) == ("avg", "f32") else GLOBAL[1::3]:
-        test_pooling.test_global_summing(kind, shape, dtype)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("rank", "out"), [(1, (4,)), (1, (50,)), (2, (9, 4)), (2, (12, 25)), (2, (None, 3)), (3, (2, 3, 4))], ids=str)
+def test_adaptive(rank, out, layout):
+    test_ranks.test_adaptive(rank, out, layout, 5)
+
+
+@pytest.mark.parametrize("kind", [*SELECTING, *SUMMING])
+def test_every_kind_over_bins(kind):
+    test_ranks.test_every_kind_over_bins(kind, [2, 2, 2])
+
+
+# What stands beside a pooling
+
+
+@pytest.mark.parametrize("pool", test_fusion.POOLS)
+@pytest.mark.parametrize(
+    "module", [torch.nn.ReLU(), torch.nn.ELU(0.7), torch.nn.SiLU(), test_fusion.FALLS_FIRST], ids=lambda m: type(m).__name__
+)
+def test_before_and_after(module, pool):
+    test_fusion.test_before_and_after(module, pool, False)
+
+
+@pytest.mark.parametrize(("name", "pool"), [("silu", "max"), ("leaky_relu", "max"), ("tanh", "min"), ("relu", "avg"), ("gelu", "avg")])
+def test_what_is_not_finite(name, pool):
+    test_fusion.test_what_is_not_finite(name, pool)
+
+
+@pytest.mark.parametrize("before", [None, "silu"])
+@pytest.mark.parametrize(("pool", "signs"), [("max", (1, -1, 1)), ("min", (1, 0, -1)), ("avg", (1, -1, 1))])
+def test_affine(pool, signs, before):
+    test_fusion.test_affine(pool, signs, before)
