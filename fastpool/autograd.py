@@ -36,12 +36,16 @@ class SelectingPool(torch.autograd.Function):
     def backward(ctx: Any, gy: torch.Tensor) -> Any:
         taps, y = ctx.saved_tensors
         if y is not None:
-            # Its parameters are the last.
-            tells, p = ctx.op.kind.tells, ctx.op.parameters
-            gy = sloped(gy, y, Applied(tells, p[len(p) - len(tells.defaults) :]), True)
+            gy = _told(gy, y, ctx.op)
         if torch.is_grad_enabled():
             return SelectingPoolBackward.apply(gy, taps, ctx.call), None, None, None
         return backend.backward(gy, None, None, taps, ctx.call), None, None, None
+
+
+def _told(gy: torch.Tensor, y: torch.Tensor, op: Pooling) -> torch.Tensor:
+    """gy times the slope of the activation that y is of what was pooled, whose parameters are the operation's last."""
+    tells, p = op.kind.tells, op.parameters
+    return sloped(gy, y, Applied(tells, p[len(p) - len(tells.defaults) :]), True)
 
 
 class SelectingPoolBackward(torch.autograd.Function):
@@ -70,7 +74,7 @@ class SelectingPoolBackward(torch.autograd.Function):
 
 
 class SummingPool(torch.autograd.Function):
-    """y; saves nothing if the pooling is linear, else x, y and the kind's residue.
+    """y; saves nothing if the pooling is linear, y if that is an activation of one, else x, y and the kind's residue.
 
     ``p``, if given, is a tensor of all the kind's parameters (float64), which gets a gradient too; else they are the operation's.
     """
@@ -83,12 +87,17 @@ class SummingPool(torch.autograd.Function):
         ctx.op, ctx.call = op, call
         if not op.kind.linear:
             ctx.save_for_backward(x, y, residue, p)
+        elif op.kind.tells:
+            ctx.save_for_backward(None, y, None, None)
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: torch.Tensor) -> Any:
         op, (needs_x, _, needs_p) = ctx.op, ctx.needs_input_grad
-        x, y, residue, p = (None,) * 4 if op.kind.linear else ctx.saved_tensors
+        saved: Any = ctx.saved_tensors or (None,) * 4
+        x, y, residue, p = saved
+        if op.kind.tells:
+            gy, y, op = _told(gy, y, op), None, op.routed
         if torch.is_grad_enabled():
             gx, gp = SummingPoolBackward.apply(gy, x, y, residue, p, op, ctx.call, (needs_x, needs_p))
         else:

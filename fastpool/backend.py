@@ -67,6 +67,14 @@ class Pooling:
         """The same with other parameters, on which no ``Call`` depends."""
         if parameters == self.parameters:
             return self
+        return self._another(parameters) if torch.compiler.is_dynamo_compiling() else self.root._others(parameters)
+
+    @functools.cached_property
+    def _others(self) -> Callable[[tuple[float, ...]], Pooling]:
+        # To make one is 3 us of a call's 8; those of a trained parameter are never asked for again.
+        return functools.lru_cache(maxsize=16)(self._another)
+
+    def _another(self, parameters: tuple[float, ...]) -> Pooling:
         other = Pooling(self.caller, self.kind, self.rank, self.window, parameters, self.include_pad, self.divisor)
         other.root = self.root
         if not torch.compiler.is_dynamo_compiling():
@@ -83,6 +91,16 @@ class Pooling:
     def of(self, kind: Selecting | Summing) -> Pooling:
         """The same windows of another kind, apart from its parameters."""
         return self if kind is self.kind else Pooling(self.caller, kind, self.rank, self.window, (), self.include_pad, self.divisor)
+
+    @functools.cached_property
+    def thins(self) -> int:
+        """Elements a result, about, whatever the map; of a whole map, or bins, more than there are."""
+        return math.prod(self.window.stride) if isinstance(self.window, Window) else _SEED
+
+    @functools.cached_property
+    def routed(self) -> Pooling:
+        """That whose gradient this one's is, apart from the slope of an activation."""
+        return self.of(self.kind.routed or self.kind)
 
     @functools.cached_property
     def slopes(self) -> dict[str, Pooling]:
@@ -142,7 +160,7 @@ class Call:
         return self.op.call(self.shape, strides, self.dtype, self.device, self.saves is not None)
 
     def bits(self, parameters: tuple[float, ...]) -> tuple[int, ...]:
-        return tuple(self.kernels.bits(value, name_of(self.dtype)) for value in parameters)
+        return _bits(self.kernels, self.dtype, parameters)
 
     @functools.cached_property
     def flat_positions(self) -> Any:
@@ -346,17 +364,25 @@ def backward(
     return gx
 
 
-def _numbers(applied: Any, x: torch.Tensor) -> tuple[Any, str, tuple[int, ...]]:
-    """The kernels of an activation of x, what they call x's dtype, and its parameters as bits."""
+@functools.lru_cache(maxsize=256)
+def _bits(kernels: Any, dtype: torch.dtype, parameters: tuple[float, ...]) -> tuple[int, ...]:
+    """Parameters as kernels of a dtype are given them."""
+    name = name_of(dtype)
+    return tuple(kernels.bits(value, name) for value in parameters)
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(applied: Any, dtype: torch.dtype, device: torch.device) -> tuple[Any, str, tuple[int, ...]]:
+    """The kernels of an activation, what they call a dtype, and its parameters as bits: found anew they take 3 us of a call's 6."""
     from .kernels.pool import FLOATS
 
-    kernels, name = kernels_for(x.device, x.dtype, applied.name, FLOATS, _ELEMENTWISE), name_of(x.dtype)
-    return kernels, name, tuple(kernels.bits(value, name) for value in applied.parameters)
+    kernels = kernels_for(device, dtype, applied.name, FLOATS, _ELEMENTWISE)
+    return kernels, name_of(dtype), _bits(kernels, dtype, applied.parameters)
 
 
 def activated(x: torch.Tensor, applied: Any) -> torch.Tensor:
     """An activation (``Applied``) of a dense x, at x's strides."""
-    kernels, name, more = _numbers(applied, x)
+    kernels, name, more = _numbers(applied, x.dtype, x.device)
     y = empty(x, x.shape, x.stride())
     if x.numel():
         plan = kernels.forward(applied.activation, name, x.numel())
@@ -366,7 +392,7 @@ def activated(x: torch.Tensor, applied: Any) -> torch.Tensor:
 
 def activation_gradient(gy: torch.Tensor, x: torch.Tensor, applied: Any, by_result: bool) -> torch.Tensor:
     """gy times the slope at a dense x or, ``by_result``, where the result is x; at x's strides."""
-    kernels, name, more = _numbers(applied, x)
+    kernels, name, more = _numbers(applied, x.dtype, x.device)
     gy = restride(materialised(gy), x.stride())
     gx = empty(x, x.shape, x.stride())
     if x.numel():

@@ -144,10 +144,10 @@ def _fused(
     if affine is not None:
         check_shape(op.caller, op.rank, x.shape)
         fusion.check_affine(op.caller, affine, x.shape[-op.rank - 1])
-    alone = _has_no_memory(x) or _transforms() or forward_ad._current_level >= 0 or p is not None
-    if not alone:
+    alone = type(x) not in _PLAIN or p is not None or _is_compiling() or _transforms() or forward_ad._current_level >= 0
+    if not alone and (x.is_neg() or x._is_zerotensor()):
         x = backend.materialised(x)
-    small = not alone and _is_tiny(x, op)
+    small = not alone and op.equal is not None and _is_tiny(x, op)
     return fusion.fused(x, op, before, after, affine, not alone, small, lambda x, op: _pooled(x, op, seed, p))
 
 
@@ -162,19 +162,38 @@ def _pooled(
 ) -> torch.Tensor:
     """y through autograd where a gradient will be asked for; ``p``: the kind's parameters (float64), if one of them may need a gradient."""
     if before is not None or after is not None or affine is not None:
-        return _fused(x, op, before, after, affine, seed, p)
+        named = affine is None and p is None and type(before) in fusion.NAMED and type(after) in fusion.NAMED
+        if not named or type(x) not in _PLAIN or x.dtype not in fusion.DTYPES or _is_compiling() or _is_special(x):
+            return _fused(x, op, before, after, affine, seed, p)
+        small = op.equal is not None and _is_tiny(x, op)
+        plan = fusion.planned(x, op, before, after, small)
+        for f in plan.first:
+            x = fusion.applied(f, x, not small)
+        y = _run(x, plan.op, seed, None)
+        for f in plan.left:
+            y = fusion.applied(f, y, not small)
+        return y
     if type(x) not in _PLAIN or _is_compiling():
         return _pooled_by_library(x, op, False, seed, p)[0]
-    if _transforms() or forward_ad._current_level >= 0:
+    if _is_special(x):
         _refuse_transforms(op.caller, x)
+        x = backend.materialised(x)
+    return _run(x, op, seed, p)
+
+
+def _is_special(x: torch.Tensor) -> bool:
+    """Whether a plain tensor may be more, or its memory not what it says."""
+    return _transforms() or forward_ad._current_level >= 0 or x.is_neg() or x._is_zerotensor()
+
+
+def _run(x: torch.Tensor, op: Pooling, seed: int, p: torch.Tensor | None) -> torch.Tensor:
+    """``_pooled`` of a tensor whose memory may be read."""
     if op.equal is not None:
         try:
             if _is_tiny(x, op):
                 return op.equal.run(x)
         except (RuntimeError, IndexError):
             pass  # what torch refuses fastpool may take; if not, in its own words
-    if x.is_neg() or x._is_zerotensor():
-        x = backend.materialised(x)
     if (x.requires_grad or (p is not None and p.requires_grad)) and _is_grad_enabled():
         if op.kind.selects:
             return run_selecting(x, op, seed, None)

@@ -3,7 +3,7 @@
 ``before``: pool(f(x)); ``after``: f(pool(x)).  For max and min, f moves behind the pooling where it rises (max(f(x)) = f(max(x))), turns
 max into min where it falls, and where it falls, then rises is looked at in two points a window; elsewhere, and in sums, it is evaluated
 as elements are read, if windows do not overlap or f costs nothing.  Behind the pooling it is applied in the pooling's registers.  What a
-gradient then needs is a byte an output where f' is 0 or 1, with y where y tells f', else with the element chosen.
+gradient then needs is a byte an output where f' is 0 or 1, with y where y tells f', else with the element chosen; of an average y alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from .autograd import activate
 from .backend import Pooling
 from .kernels import fusion
 from .kernels.pool import FLOATS, KINDS
+from .tiny import are_torchs
 from .window import Window
 
 Step = Applied | nn.Module
 """What is applied elementwise: an activation of kernels/activation, or a module that is called as it is."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_DTYPES = {getattr(torch, name) for name in FLOATS}
+DTYPES = {getattr(torch, name) for name in FLOATS}
 """In which kernels compute activations."""
+NAMED = {str, Applied, type(None)}
+"""What stands for a step by its value."""
 _CALLED = (*_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 
 
@@ -105,28 +108,70 @@ class _Plan(NamedTuple):
     first: tuple[Applied, ...]
     """What needs a pass of its own before it."""
     op: Pooling
-    parameters: tuple[float, ...]
-    """Behind the pooling's own."""
     left: tuple[Applied, ...]
     """What is still to be applied to its result."""
 
 
+MANY = 1 << 17
+"""Results from which, for a gradient, an activation that torch computes as quickly as kernels do had better be in the pooling's pass:
+autograd has more to keep.  Two threads, avg 2x2 of ReLU of 512x28x28: 155 us in one pass, 119 in two; of 128x112x112 301 and 418.
+"""
+
+SOME = range(1 << 13, 1 << 17)
+"""Elements, without a gradient, of which such an activation had better have a pass of its own before the pooling if it costs: rows so short
+fill no registers.  Two threads, avg 2x2 of sigmoid of 512x14x14: 41 us in one pass, 30 in two; of 256x56x56 115 and 120.
+"""
+
+
+def _in_one_pass(x: torch.Tensor, op: Pooling, needs: bool) -> tuple[bool, bool]:
+    """Whether an activation that torch computes as quickly had better be in the pooling's pass: before it and after it.
+
+    Behind draws it does not overlap with what other windows do: sigmoid in stochastic 2x2 of 128x112x112 took 105 us, by itself 46.
+    """
+    if not (x.is_cpu and are_torchs()):
+        return True, True
+    if needs:
+        many = x.numel() >= MANY * op.thins and not op.kind.draws
+        return many, many
+    return x.numel() not in SOME, not op.kind.draws
+
+
 @functools.lru_cache(maxsize=1024)
-def _planned(op: Pooling, before: Applied | None, after: Applied | None, needs: bool, tiny: bool) -> _Plan:
-    """``needs``: for a gradient; ``tiny``: see ``fused``."""
-    kind, first = op.kind, tuple(f for f in (before,) if f)
-    left, parameters = tuple(f for f in (after,) if f), tuple[float, ...]()
-    if before and (taken := _taken_in(op, before, needs)):
+def _planned(
+    op: Pooling, before: str | Applied | None, after: str | Applied | None, needs: bool, tiny: bool, in_one: tuple[bool, bool]
+) -> _Plan:
+    """``needs``: for a gradient; ``tiny``: see ``fused``; ``in_one``: see ``_in_one_pass``.
+
+    By names too: to look these up was most of what a call of a small map cost.
+    """
+    (first,), (then,) = (steps(op.caller, given) or (None,) for given in (before, after))
+    assert not isinstance(first, nn.Module)
+    assert not isinstance(then, nn.Module)
+
+    def pays(f: Applied, one: bool) -> bool:
+        free = f.activation.switches and op.kind.selects and not op.kind.draws if needs else f.shape.ordered
+        return one or free or f.name in activations.FROM
+
+    kind, parameters = op.kind, tuple[float, ...]()
+    apart, left = (tuple(f for f in (step,) if f) for step in (first, then))
+    if first and (taken := _taken_in(op, first, needs, pays(first, in_one[0]))):
         kind, pending = taken
-        first, left = (), first + left if pending else left
-        parameters = before.parameters if kind not in KINDS.values() else ()
-    if left and not tiny and (followed := _followed(kind, left[0], needs)):
+        apart, left = (), apart + left if pending else left
+        parameters = first.parameters if kind not in KINDS.values() else ()
+    if left and not tiny and pays(left[0], in_one[1]) and (followed := _followed(kind, left[0], needs)):
         kind, parameters, left = followed, parameters + left[0].parameters, left[1:]
-    return _Plan(first, _of(op, kind), parameters, left)
+    return _Plan(apart, _of(op.root, kind).at((*op.parameters, *parameters)), left)
 
 
-def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Any, bool] | None:
-    """(the kind whose windows see f(x), whether f is still to be applied to its result), or None: there is none."""
+def planned(x: torch.Tensor, op: Pooling, before: str | Applied | None, after: str | Applied | None, tiny: bool) -> _Plan:
+    """How a pooling with these beside it is computed; ``tiny``: see ``fused``."""
+    needs = torch.is_grad_enabled() and x.requires_grad
+    return _planned(op, before, after, needs, tiny, _in_one_pass(x, op, needs))
+
+
+def _taken_in(op: Pooling, f: Applied, needs: bool, pays: bool) -> tuple[Any, bool] | None:
+    """(the kind whose windows see f(x), whether f is still to be applied to its result), or None: there is none.  ``pays``: whether to
+    compute f of what is read, if need be."""
     kind, shape = op.kind, f.shape
     if _leaves_windows_empty(op):
         return None
@@ -138,10 +183,11 @@ def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Any, bool] | None:
         if kind.structure.order > 0 and shape.minimum is not None and math.isfinite(shape.minimum):
             bounded = fusion.is_bounded(*f)
             return fusion.two_point(f.activation, shape.minimum, bounded, bounded and _is_large(op), chosen=needs), needs
-        if needs or not fusion.keeps_neutral(kind, f.activation, f.parameters):
-            return None
+    if not pays or (_overlap(op) and not shape.ordered):
+        return None
+    if kind.structure.order and not needs and fusion.keeps_neutral(kind, f.activation, f.parameters):
         return fusion.by_value(kind, f.activation), False
-    if kind.selects or shape.root is None or not fusion.is_one_sum(kind) or (_overlap(op) and not shape.ordered):
+    if kind.selects or shape.root is None or not fusion.is_one_sum(kind):
         return None
     return fusion.fed(kind, f.activation, shape.root), False
 
@@ -149,17 +195,21 @@ def _taken_in(op: Pooling, f: Applied, needs: bool) -> tuple[Any, bool] | None:
 def _followed(kind: Any, f: Applied, needs: bool) -> Any:
     """The kind that gives f of what ``kind`` gives; None where its gradient needs more than that saves."""
     switches = needs and f.activation.switches and kind.selects and not kind.draws
-    if needs and not switches and (not kind.selects or f.slope is None):
+    if needs and not switches and (f.slope is None or not (kind.selects or kind.linear)):
         return None
     return fusion.activated(kind, f.activation, switches)
 
 
+def applied(step: Step, x: torch.Tensor, fast: bool) -> torch.Tensor:
+    """One step of x; ``fast``: by kernels where they are the quicker ones."""
+    if not isinstance(step, Applied):
+        return step(x)
+    return activate(x, step) if fast and activations.pays(step, x) else activations.on_torch(step, x)
+
+
 def _applied(given: Sequence[Step], x: torch.Tensor, fast: bool) -> torch.Tensor:
     for step in given:
-        if not isinstance(step, Applied):
-            x = step(x)
-        else:
-            x = activate(x, step) if fast else activations.on_torch(step, x)
+        x = applied(step, x, fast)
     return x
 
 
@@ -177,8 +227,8 @@ def fused(
 
     ``fast``: x is what kernels read; otherwise all but the pooling is torch's.  ``tiny``: so small that torch's are the quicker ones.
     """
+    fast = fast and x.dtype in DTYPES
     first, then = steps(op.caller, before), steps(op.caller, after)
-    fast = fast and x.dtype in _DTYPES
     if first and affine is None and isinstance(first[0], _NORMS) and not first[0].training and first[0].running_var is not None:
         affine, first = folded(first[0]), first[1:]
     if affine is not None:
@@ -193,8 +243,8 @@ def fused(
         first, then = first[:-1], (first[-1], *then)
     before, after = (step if isinstance(step, Applied) else None for step in (first[-1] if first else None, then[0] if then else None))
     x = _applied(first[: -1 if before else None], x, not tiny)
-    plan = _planned(op.root, before, after, torch.is_grad_enabled() and x.requires_grad, tiny)
-    y = pooled(_applied(plan.first, x, not tiny), plan.op.at((*op.parameters, *plan.parameters)))
+    plan = planned(x, op, before, after, tiny)
+    y = pooled(_applied(plan.first, x, not tiny), plan.op)
     return _applied((*plan.left, *then[after is not None :]), y, not tiny)
 
 

@@ -53,6 +53,11 @@ def kernels_only() -> Iterator[None]:
         MOST = before
 
 
+def are_torchs() -> bool:
+    """Whether torch's operators may take what they are quicker at: not in ``kernels_only``, nor in a forked child."""
+    return MOST >= 0
+
+
 @dataclass(frozen=True)
 class Equal:
     """torch's operator that equals a pooling over contiguous maps, of DTYPES, on the CPU."""

@@ -149,9 +149,10 @@ def activated(kind, activation, switches=False):
     if isinstance(kind, Selecting):
         template, of = (_switched, {"slope": activation.derivative}) if switches else (_activated, {})
         changes["finalise"] = _written(template, f=activation.value, finalise=kind.finalise or _chosen, N=n, **of)
-        changes |= {"routed": kind.routed or kind, "tells": None if switches else activation}
     else:
         changes["finalise"] = _written(_finished, f=activation.value, finalise=kind.finalise, N=n)
+    if kind.selects or kind.linear:
+        changes |= {"routed": kind.routed or kind, "tells": None if switches else activation}
     name = f"{activation.name}{'_switch' if switches else ''}({kind.name})"
     return replace(kind, name=name, parameters=_parameters(kind, activation), face=None, made_from=_made_from(kind, activation), **changes)
 

@@ -106,6 +106,7 @@ def device(cc=(8, 0), emulator=None):
         patch.setattr(torch.Tensor, "data_ptr", data_ptr)
         # No ``Call`` of the CPU's kernels is found again, and none of these is kept.
         patch.setattr(backend.Pooling, "call", property(lambda op: functools.partial(backend._prepared, op)))
+        patch.setattr(backend, "_numbers", backend._numbers.__wrapped__)
         patch.setattr(convolution, "call", convolution.call.__wrapped__)
         yield emulator
 

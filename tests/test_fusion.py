@@ -136,7 +136,7 @@ def op_of(kind="max", *more):
     ],
 )
 def test_the_cheapest_form_is_taken(activation, kind, needs, expected):
-    plan = fusion._planned(op_of(kind), named("t", activation), None, needs, False)
+    plan = fusion._planned(op_of(kind), named("t", activation), None, needs, False, (True, True))
     assert plan.first == ()
     assert plan.op.kind.name.startswith(expected)
 
@@ -238,6 +238,24 @@ def test_saved_for_backward(name, bytes_an_output, place):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = F.max_pool2d(x, 2, **{place: name})
     assert sum(saved) == bytes_an_output * y.numel()
+
+
+@pytest.mark.parametrize("pool", ["avg_pool2d", "adaptive_avg_pool2d"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh"])
+def test_of_an_average_the_result_is_saved_alone(name, pool):
+    saved = []
+    x = torch.randn(2, 4, 16, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        y = getattr(F, pool)(x, 2, after=name)
+    assert saved == [y.numel()]
+    assert y.grad_fn.next_functions[0][0].name() == "torch::autograd::AccumulateGrad"
+
+
+def test_parameters_are_looked_up_once():
+    op = op_of("gem").at((2.5, 1e-6))
+    assert op.at((3.0, 1e-6)) is op.root.at((3.0, 1e-6)) is op.at((3.0, 1e-6))
+    assert op.at((3.0, 1e-6)).parameters == (3.0, 1e-6)
+    assert op.parameters == (2.5, 1e-6)
 
 
 # Affine maps, batch-norm, and modules that are called

@@ -7,7 +7,7 @@ from processes import run
 from test_errors import AVERAGES, BY_RANK, DILATED, OUTPUTS, SHAPES, WINDOWS, map_of, refusal
 
 import fastpool.functional as F
-from fastpool import backend, tiny
+from fastpool import activations, backend, tiny
 
 MOST = tiny.MOST
 
@@ -139,6 +139,50 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert run(code, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
+
+
+# What stands beside a pooling
+
+SMALL, MIDDLE, LARGE = (1, 6, 24, 24), (1, 16, 32, 32), (1, 64, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "needs", "expected"),
+    [
+        (lambda x: F.max_pool2d(x, 2, after="silu"), SMALL, True, ["torch's silu"]),
+        (lambda x: F.max_pool2d(x, 2, after="silu"), LARGE, True, ["torch's silu"]),
+        (lambda x: F.max_pool2d(x, 2, after="gelu"), SMALL, True, ["gelu"]),
+        (lambda x: F.max_pool2d(x, 2, after="mish"), SMALL, True, ["torch's mish"]),
+        (lambda x: F.max_pool2d(x, 2, before="mish"), LARGE, True, ["mish"]),
+        (lambda x: F.max_pool2d(x, 2, before="mish"), SMALL, False, []),
+        (lambda x: F.max_pool2d(x, 2, before="leaky_relu"), SMALL, True, ["torch's leaky_relu"]),
+        (lambda x: F.max_pool2d(x, 2, before="leaky_relu"), LARGE, True, []),
+        (lambda x: F.max_pool2d(x, 2, after="relu"), SMALL, True, []),
+        (lambda x: F.avg_pool2d(x, 2, before="sigmoid"), SMALL, False, []),
+        (lambda x: F.avg_pool2d(x, 2, before="sigmoid"), MIDDLE, False, ["torch's sigmoid"]),
+        (lambda x: F.avg_pool2d(x, 2, after="sigmoid"), MIDDLE, False, []),
+        (lambda x: F.avg_pool2d(x, 2, before="sigmoid"), LARGE, False, []),
+        (lambda x: F.avg_pool2d(x, 3, 2, before="sigmoid"), LARGE, False, ["torch's sigmoid"]),
+        (lambda x: F.avg_pool2d(x, 2, before="relu"), SMALL, False, []),
+        (lambda x: F.avg_pool2d(x, 2, before="relu"), SMALL, True, ["torch's relu"]),
+        (lambda x: F.min_pool2d(x, 3, 2, before="silu"), LARGE, False, ["torch's silu"]),
+        (lambda x: F.min_pool2d(x, 2, before="silu"), LARGE, False, []),
+        (lambda x: F.stochastic_pool2d(x, 2, training=True, after="sigmoid"), LARGE, False, ["torch's sigmoid"]),
+        (lambda x: F.global_avg_pool2d(x, after="sigmoid"), LARGE, True, ["torch's sigmoid"]),
+    ],
+)
+def test_an_activation_that_is_quicker_by_itself(call, shape, needs, expected, monkeypatch):
+    """By whom it is computed; by nobody where the pooling's pass does.  The values are those of one pass, but for rounding."""
+    found, plain, activated = [], activations.on_torch, backend.activated
+    monkeypatch.setattr(activations, "on_torch", lambda f, x: found.append(f"torch's {f.name}") or plain(f, x))
+    monkeypatch.setattr(backend, "activated", lambda x, f: found.append(f.name) or activated(x, f))
+    x = torch.randn(shape, requires_grad=needs)
+    torch.manual_seed(0)
+    y = call(x)
+    assert found == expected
+    torch.manual_seed(0)
+    with tiny.kernels_only():
+        torch.testing.assert_close(y, call(x))
 
 
 # As the kernels have it

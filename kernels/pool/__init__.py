@@ -110,7 +110,7 @@ class Selecting(_Reduction):
     routed: "Selecting | None" = None
     """The reduction whose gradient this one's is: how that moves depends on the taps alone.  None: itself."""
     tells: Any = None
-    """The ``Activation`` of what was chosen that y is, whose slope is still to be multiplied into the gradient."""
+    """The ``Activation`` that y is of what was chosen: its slope, told by y, is still to be multiplied into the gradient."""
     parameters: tuple[str, ...] = ()
     face: Face | None = None
     structure: Structure = Structure()
@@ -165,6 +165,10 @@ class Summing(_Reduction):
     """The names of the integer dtypes whose sums it takes, beside the floats."""
     slopes: Mapping[str, "Summing"] = field(default_factory=dict)
     """Parameter -> the pooling (a ``slope``) whose output is dy by that parameter."""
+    routed: "Summing | None" = None
+    """The linear reduction whose gradient this one's is, once gy is multiplied by a slope.  None: itself."""
+    tells: Any = None
+    """The ``Activation`` that y is of the linear reduction's result, as in ``Selecting``."""
     face: Face | None = None
     structure: Structure = Structure()
     made_from: tuple[str, ...] = ()
