@@ -161,7 +161,9 @@ def forward(kind, dtype, saved, saves, lanes, together):
     def placed(origins, i, args):
         plane, planes, C, stride_n, stride_c = args
         here = plane if together == 1 else min(plane + i, planes - 1)
-        return with_phase(origins, i, here // C * stride_n + here % C * stride_c + (i * L if together == 1 else 0))
+        # No division where images follow each other.
+        at = here * stride_c if stride_n == C * stride_c else here // C * stride_n + here % C * stride_c
+        return with_phase(origins, i, at + (i * L if together == 1 else 0))
 
     def pooling(begin, step, combine, parts):
         """(several, x, out, places, M, fill, p) -> the state of planes out .. out + several - 1, one a lane."""
