@@ -144,10 +144,10 @@ def _fused(
     if affine is not None:
         check_shape(op.caller, op.rank, x.shape)
         fusion.check_affine(op.caller, affine, x.shape[-op.rank - 1])
-    alone = type(x) not in _PLAIN or p is not None or _is_compiling() or _transforms() or forward_ad._current_level >= 0
-    if not alone and (x.is_neg() or x._is_zerotensor()):
+    alone = _has_no_memory(x) or _transforms() or forward_ad._current_level >= 0 or p is not None
+    if not alone:
         x = backend.materialised(x)
-    small = not alone and op.equal is not None and _is_tiny(x, op)
+    small = not alone and _is_tiny(x, op)
     return fusion.fused(x, op, before, after, affine, not alone, small, lambda x, op: _pooled(x, op, seed, p))
 
 
@@ -169,16 +169,23 @@ def _pooled(
         plan = fusion.planned(x, op, before, after, small)
         for f in plan.first:
             x = fusion.applied(f, x, not small)
-        y = _run(x, plan.op, seed, None)
+        y = (_pooled if small else _by_kernels)(x, plan.op, seed)
         for f in plan.left:
             y = fusion.applied(f, y, not small)
         return y
     if type(x) not in _PLAIN or _is_compiling():
         return _pooled_by_library(x, op, False, seed, p)[0]
-    if _is_special(x):
+    if _transforms() or forward_ad._current_level >= 0:
         _refuse_transforms(op.caller, x)
+    if op.equal is not None:
+        try:
+            if _is_tiny(x, op):
+                return op.equal.run(x)
+        except (RuntimeError, IndexError):
+            pass  # what torch refuses fastpool may take; if not, in its own words
+    if x.is_neg() or x._is_zerotensor():
         x = backend.materialised(x)
-    return _run(x, op, seed, p)
+    return _by_kernels(x, op, seed, p)
 
 
 def _is_special(x: torch.Tensor) -> bool:
@@ -186,14 +193,8 @@ def _is_special(x: torch.Tensor) -> bool:
     return _transforms() or forward_ad._current_level >= 0 or x.is_neg() or x._is_zerotensor()
 
 
-def _run(x: torch.Tensor, op: Pooling, seed: int, p: torch.Tensor | None) -> torch.Tensor:
+def _by_kernels(x: torch.Tensor, op: Pooling, seed: int = 0, p: torch.Tensor | None = None) -> torch.Tensor:
     """``_pooled`` of a tensor whose memory may be read."""
-    if op.equal is not None:
-        try:
-            if _is_tiny(x, op):
-                return op.equal.run(x)
-        except (RuntimeError, IndexError):
-            pass  # what torch refuses fastpool may take; if not, in its own words
     if (x.requires_grad or (p is not None and p.requires_grad)) and _is_grad_enabled():
         if op.kind.selects:
             return run_selecting(x, op, seed, None)

@@ -18,7 +18,7 @@ GUARD = 4096
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """What earlier tests left, most of it what compiling made, is there to stay: to go through it again and again was a ninth of the time."""
+    """What earlier tests left, most of it what compiling made, is there to stay: to go through it again was a ninth of the time."""
     gc.collect()
     gc.freeze()
 
