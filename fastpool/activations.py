@@ -108,6 +108,10 @@ def of(caller: str, module: Any) -> Applied | None:
     if type(module) not in MODULES:
         return None
     name, attributes = MODULES[type(module)]
+    if name == "gelu" and module.approximate == "tanh":
+        name = "gelu_tanh"
+    if not attributes:
+        return named(caller, name)
     if isinstance(module, nn.RReLU) and module.training:
         raise ValueError(f"{caller}: RReLU draws its slopes in training; in evaluation, module.eval(), it is an activation")
     if isinstance(module, nn.PReLU):
@@ -117,8 +121,6 @@ def of(caller: str, module: Any) -> Applied | None:
             raise ValueError(
                 f"{caller}: PReLU's weight gets no gradient here; module.requires_grad_(False), torch.no_grad(), or the module by itself"
             )
-    if isinstance(module, nn.GELU) and module.approximate == "tanh":
-        name = "gelu_tanh"
     return named(caller, name, tuple(float(getattr(module, attribute)) for attribute in attributes))
 
 

@@ -162,11 +162,12 @@ def _pooled(
 ) -> torch.Tensor:
     """y through autograd where a gradient will be asked for; ``p``: the kind's parameters (float64), if one of them may need a gradient."""
     if before is not None or after is not None or affine is not None:
-        named = affine is None and p is None and type(before) in fusion.NAMED and type(after) in fusion.NAMED
+        first, then = fusion.key(op.caller, before), fusion.key(op.caller, after)
+        named = affine is None and p is None and first is not ... and then is not ...
         if not named or type(x) not in _PLAIN or x.dtype not in fusion.DTYPES or _is_compiling() or _is_special(x):
             return _fused(x, op, before, after, affine, seed, p)
         small = op.equal is not None and _is_tiny(x, op)
-        plan = fusion.planned(x, op, before, after, small)
+        plan = fusion.planned(x, op, first, then, small)
         for f in plan.first:
             x = fusion.applied(f, x, not small)
         y = (_pooled if small else _by_kernels)(x, plan.op, seed)

@@ -31,8 +31,9 @@ Step = Applied | nn.Module
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DTYPES = {getattr(torch, name) for name in FLOATS}
 """In which kernels compute activations."""
-NAMED = {str, Applied, type(None)}
-"""What stands for a step by its value."""
+_VALUES = {str, Applied, type(None)}
+_OWN = (nn.PReLU, nn.RReLU)
+"""Activations that may learn or draw."""
 _CALLED = (*_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 
 
@@ -57,6 +58,15 @@ def steps(caller: str, given: Any) -> tuple[Step, ...]:
             f"batch-norm, or several in a tuple, got {given!r}"
         )
     return (found,)
+
+
+def key(caller: str, given: Any) -> Any:
+    """``before`` or ``after`` as what can be looked up: a name, an ``Applied`` or None; Ellipsis where it is more than one of these."""
+    if type(given) in _VALUES:
+        return given
+    if type(given) is tuple and len(given) == 1:
+        return key(caller, given[0])
+    return activations.of(caller, given) if type(given) in activations.MODULES and not isinstance(given, _OWN) else ...
 
 
 def _may_look(t: torch.Tensor) -> bool:
