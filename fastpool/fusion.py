@@ -1,8 +1,9 @@
 """What stands before and after a pooling, in one pass with it where a law or its arithmetic allows.
 
 ``before``: pool(f(x)); ``after``: f(pool(x)).  For max and min, f moves behind the pooling where it rises (max(f(x)) = f(max(x))), turns
-max into min where it falls, and where it falls, then rises is looked at in two points a window; elsewhere, and in sums, it is evaluated
-as elements are read, if windows do not overlap or f costs nothing.  Behind the pooling it is applied in the pooling's registers.  What a
+max into min where it falls, and where it falls, then rises is looked at in two points a window: for max its ends, for min those next to
+where f turns.  Elsewhere, and in sums, it is evaluated as elements are read, if windows do not overlap or f costs nothing.  Behind the
+pooling it is applied in the pooling's registers; where torch computes it as quickly, it may be left to torch (``_in_one_pass``).  What a
 gradient then needs is a byte an output where f' is 0 or 1, with y where y tells f', else with the element chosen; of an average y alone.
 """
 
@@ -190,9 +191,13 @@ def _taken_in(op: Pooling, f: Applied, needs: bool, pays: bool) -> tuple[Any, bo
             return kind, True
         if shape.falls:
             return _opposite(kind), True
-        if kind.structure.order > 0 and shape.minimum is not None and math.isfinite(shape.minimum):
+        valley = shape.minimum is not None and math.isfinite(shape.minimum)
+        if valley and kind.structure.order > 0:
             bounded = fusion.is_bounded(*f)
             return fusion.two_point(f.activation, shape.minimum, bounded, bounded and _is_large(op), chosen=needs), needs
+        # us, one thread, 64x112x112 3x3 s2 silu 325 and, in two passes, 256; 128x112x112 2x2, trained, 1,220 and 2,190.
+        if valley and fusion.has_two_sides(*f) and (not _overlap(op) or (needs and f.name in activations.FROM)):
+            return fusion.two_sides(f.activation, shape.minimum, chosen=needs), needs
     if not pays or (_overlap(op) and not shape.ordered):
         return None
     if kind.structure.order and not needs and fusion.keeps_neutral(kind, f.activation, f.parameters):

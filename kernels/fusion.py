@@ -9,7 +9,7 @@ from types import FunctionType
 
 import numpy as np
 
-from .number import any_lane, like, lowest, where
+from .number import any_lane, highest, like, lowest, where
 from .pool import KINDS, Selecting, Summing
 
 # What ``_written`` puts in their places.
@@ -104,6 +104,35 @@ def _two_point_chosen(state, p):
     return x, tap
 
 
+def _sides_accumulate(state, x, tap):
+    top, i, low, j = state
+    below = x < like(x, POINT)
+    top, i = top_step((top, i), where(below, x, lowest(x)), tap)
+    low, j = low_step((low, j), where(below, where(x == lowest(x), like(x, float("nan")), highest(x)), x), tap)
+    return top, i, low, j
+
+
+def _sides(top, low):
+    """A window's two points; of what there is on one side alone, that twice: f of an infinity takes as long as subnormal numbers do."""
+    none, some = top == lowest(top), top > lowest(top)
+    return where(none, low, top), where(some & (low == highest(low)), top, low)
+
+
+def _two_sides(state, p):
+    """No tap: without a gradient none is counted."""
+    top, low = _sides(state[0], state[2])
+    here, other = f(low, p), f(top, p)
+    return where(other < here, other, here), state[3]
+
+
+def _two_sides_chosen(state, p):
+    top, i, low, j = state
+    some, (below, above) = top > lowest(top), _sides(top, low)
+    here, other = f(above, p), f(below, p)
+    wins = some & ((other < here) | (low == highest(low)) | ((other == here) & (i < j)))
+    return where(wins, below, above), where(wins, i, j)
+
+
 def _finished(state, count, size, p):
     return f(finalise(state, count, size, p[:N]), p[N:])
 
@@ -184,6 +213,26 @@ def two_point(activation, minimum, bounded, rare, chosen=False):
 
 
 @functools.cache
+def two_sides(activation, minimum, chosen=False):
+    """min over f where f falls up to ``minimum`` and rises from there: f of the largest element below it or of the smallest from it on.
+    ``chosen``: that element instead of f of it.  f of -inf is NaN, and of inf inf, as of no element on that side.
+    """
+    top, low = KINDS["max"], KINDS["min"]
+    finalise = _written(_two_sides_chosen if chosen else _two_sides, f=activation.value)
+    return Selecting(
+        f"two_sides_{'chosen_' if chosen else ''}{activation.name}_{minimum!r}",
+        _written(_pair_init, top_start=top.init, low_start=low.init),
+        _written(_sides_accumulate, top_step=top.accumulate, low_step=low.accumulate, POINT=minimum),
+        neutral=low.neutral,
+        combine=_written(_pair_combine, top_join=top.combine, low_join=low.combine),
+        finalise=finalise,
+        parameters=tuple(activation.defaults),
+        routed=low,
+        made_from=(*top.sources, *low.sources, *activation.sources, __file__),
+    )
+
+
+@functools.cache
 def by_value(kind, activation):
     """max or min over f of every element: values and taps, without a gradient.  Padding is the kind's own, which f keeps."""
     return replace(
@@ -230,6 +279,15 @@ def keeps_neutral(kind, activation, parameters):
 def is_one_sum(kind):
     """Whether ``fed`` can derive from it: a sum that starts at 0, whose padding is 0."""
     return kind.neutral is Summing.neutral and not isinstance(kind.init(np.float32(0)), tuple)
+
+
+def has_two_sides(activation, parameters):
+    """Whether ``two_sides`` may take f, which falls, then rises: by what it makes of infinities; and that it is not flat before it falls,
+    where the first of equal elements would be another, whose slope may be."""
+    p = tuple(map(np.float64, parameters))
+    with np.errstate(all="ignore"):
+        below, above, far, further = (activation.value(np.float64(x), p) for x in (-np.inf, np.inf, -4.0, -5.0))
+    return bool(np.isnan(below) and above == np.inf and far != further)
 
 
 def is_bounded(activation, parameters):

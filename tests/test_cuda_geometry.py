@@ -227,6 +227,7 @@ def test_bins_of_very_many(test, kind, monkeypatch):
 
 FUSED = {
     "two points of a window": ("max", {"before": "gelu"}, ("two_point_gelu", "two_point_chosen_gelu")),
+    "two sides of a valley": ("min", {"before": "gelu"}, ("two_sides_chosen_gelu",)),
     "an activation and its switches": ("max", {"after": "relu"}, ("relu(max)", "relu_switch(max)")),
     "a slope told by y": ("min", {"after": "tanh"}, ("tanh(min)",)),
     "fed": ("avg", {"before": "relu"}, ("avg_of_relu",)),

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle
 import types
 
@@ -130,7 +131,9 @@ def op_of(kind="max", *more):
         ("relu", "max", False, "relu(max)"),
         ("silu", "max", False, "two_point_silu"),
         ("silu", "max", True, "two_point_chosen_silu"),
-        ("silu", "min", False, "min_of_silu"),
+        ("silu", "min", False, "two_sides_silu"),
+        ("silu", "min", True, "two_sides_chosen_silu"),
+        ("hardswish", "min", False, "min_of_hardswish"),
         ("elu", "avg", True, "avg_of_elu"),
         ("relu", "avg", False, "avg_of_relu"),
     ],
@@ -238,6 +241,44 @@ def test_saved_for_backward(name, bytes_an_output, place):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = F.max_pool2d(x, 2, **{place: name})
     assert sum(saved) == bytes_an_output * y.numel()
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "mish"])
+def test_saved_of_a_smallest_element_in_a_valley(name):
+    saved = []
+    x = torch.randn(2, 4, 16, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel() * t.element_size()) or t, lambda t: t):
+        y = F.min_pool2d(x, 2, before=name)
+    assert sum(saved) == 5 * y.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("w", [(2,), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "mish"])
+def test_smallest_in_a_valley(name, w, dtype):
+    """On both sides of where f turns and close to it, with equal elements, infinities and NaN: f of that element, and its slope there."""
+    f = named("t", name)
+    assert fusion._planned(op_of("min"), f, None, True, False, (True, True)).op.kind.name.startswith("two_sides_chosen")
+    values = torch.cat(
+        [f.shape.minimum + torch.linspace(-1e-3, 1e-3, 9), torch.linspace(-4, 4, 17), torch.tensor([math.inf, math.nan, -0.0])]
+    )
+    x = values[torch.randint(len(values), (2, 3, 48, 48))].to(dtype)
+    x[:, 1] = torch.where(torch.rand(2, 48, 48) < 0.02, -math.inf, x[:, 1])
+    x[0, 2, :8] = math.inf
+    with torch.no_grad():
+        found = F.min_pool2d(x, *w, before=name)
+    expected = smallest(on_torch(f, x.double()), *w)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), expected, rtol=8 * eps, atol=2 * eps, equal_nan=True)
+    leaf = x.nan_to_num(0.5, 3, -3).requires_grad_()
+    (gx,) = torch.autograd.grad(F.min_pool2d(leaf, *w, before=name).sum(), leaf)
+    plain = leaf.detach().double().requires_grad_()
+    (of_torch,) = torch.autograd.grad(smallest(on_torch(f, plain), *w).sum(), plain)
+    # Of elements that f makes equal either may have it: slopes there differ by as much as they change in a step of rounding.
+    sums = (
+        [T.avg_pool2d(t.double(), 2) * 4 for t in (gx, of_torch)] if w == (2,) else [t.double().sum((2, 3)) / 2304 for t in (gx, of_torch)]
+    )
+    torch.testing.assert_close(*sums, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("pool", ["avg_pool2d", "adaptive_avg_pool2d"])
