@@ -113,7 +113,7 @@ def test_pooling_by_the_tiles_of_large_maps(emulator, monkeypatch, tile, outputs
     assert (y.double() - exact).abs().max() <= 2 * (theirs - exact).abs().max()
     _, (kernel, counters) = emulator.launches
     assert [found[:4] for found in kernel.constants if isinstance(found, type(wanted))] == [wanted[:4]]
-    assert counters.bank_conflicts == 0
+    assert counters is None or counters.bank_conflicts == 0  # None: on a GPU
 
 
 def test_elements_that_are_not_aligned():
