@@ -93,9 +93,9 @@ class Pooling:
         return self if kind is self.kind else Pooling(self.caller, kind, self.rank, self.window, (), self.include_pad, self.divisor)
 
     @functools.cached_property
-    def thins(self) -> int:
-        """Elements a result, about, whatever the map; of a whole map, or bins, more than there are."""
-        return math.prod(self.window.stride) if isinstance(self.window, Window) else _SEED
+    def thins(self) -> float:
+        """Elements a result, about, whatever the map: of a whole map, or bins, more than there are."""
+        return math.prod(self.window.stride) if isinstance(self.window, Window) else math.inf
 
     @functools.cached_property
     def routed(self) -> Pooling:

@@ -168,12 +168,8 @@ def _pooled(
             return _fused(x, op, before, after, affine, seed, p)
         small = op.equal is not None and _is_tiny(x, op)
         plan = fusion.planned(x, op, first, then, small)
-        for f in plan.first:
-            x = fusion.applied(f, x, not small)
-        y = (_pooled if small else _by_kernels)(x, plan.op, seed)
-        for f in plan.left:
-            y = fusion.applied(f, y, not small)
-        return y
+        y = (_pooled if small else _by_kernels)(fusion.applied(plan.first, x, not small), plan.op, seed)
+        return fusion.applied(plan.left, y, not small)
     if type(x) not in _PLAIN or _is_compiling():
         return _pooled_by_library(x, op, False, seed, p)[0]
     if _transforms() or forward_ad._current_level >= 0:

@@ -215,16 +215,13 @@ def _followed(kind: Any, f: Applied, needs: bool) -> Any:
     return fusion.activated(kind, f.activation, switches)
 
 
-def applied(step: Step, x: torch.Tensor, fast: bool) -> torch.Tensor:
-    """One step of x; ``fast``: by kernels where they are the quicker ones."""
-    if not isinstance(step, Applied):
-        return step(x)
-    return activate(x, step) if fast and activations.pays(step, x) else activations.on_torch(step, x)
-
-
-def _applied(given: Sequence[Step], x: torch.Tensor, fast: bool) -> torch.Tensor:
+def applied(given: Sequence[Step], x: torch.Tensor, fast: bool) -> torch.Tensor:
+    """The steps of x, one after the other; ``fast``: by kernels where they are the quicker ones."""
     for step in given:
-        x = applied(step, x, fast)
+        if not isinstance(step, Applied):
+            x = step(x)
+        else:
+            x = activate(x, step) if fast and activations.pays(step, x) else activations.on_torch(step, x)
     return x
 
 
@@ -249,18 +246,18 @@ def fused(
     if affine is not None:
         y = _through_affine(x, op, affine, first, pooled) if fast else None
         if y is not None:
-            return _applied((*first, *then), y, fast and not tiny)
+            return applied((*first, *then), y, fast and not tiny)
         x = scaled(x, op.rank, affine)
     if not fast:
-        return _applied(then, pooled(_applied(first, x, False), op), False)
+        return applied(then, pooled(applied(first, x, False), op), False)
     moves = op.kind.structure.order and not _leaves_windows_empty(op)
     if moves and first and not isinstance(first[-1], Applied) and _rises(first[-1]):
         first, then = first[:-1], (first[-1], *then)
     before, after = (step if isinstance(step, Applied) else None for step in (first[-1] if first else None, then[0] if then else None))
-    x = _applied(first[: -1 if before else None], x, not tiny)
+    x = applied(first[: -1 if before else None], x, not tiny)
     plan = planned(x, op, before, after, tiny)
-    y = pooled(_applied(plan.first, x, not tiny), plan.op)
-    return _applied((*plan.left, *then[after is not None :]), y, not tiny)
+    y = pooled(applied(plan.first, x, not tiny), plan.op)
+    return applied((*plan.left, *then[after is not None :]), y, not tiny)
 
 
 def with_indices(
@@ -276,8 +273,8 @@ def with_indices(
     if affine is not None:
         check_affine(op.caller, affine, x.shape[-op.rank - 1])
         x = scaled(x, op.rank, affine)
-    y, indices = chosen(_applied(first, x, False), op)
-    return _applied(then, y, False), indices
+    y, indices = chosen(applied(first, x, False), op)
+    return applied(then, y, False), indices
 
 
 # Affine maps of channels

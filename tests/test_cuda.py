@@ -7,32 +7,33 @@ sizes.
 import emulated
 import pytest
 import test_dtypes
+import test_faces
 import test_fusion
 import test_pooling
 import test_ranks
+import test_stochastic
+import test_unpool
 import torch
 from cases import EVERY_NEST, GEOMETRIES
 from emulated import on_the_emulator  # noqa: F401
-from test_faces import test_values_and_gradients  # noqa: F401
-from test_fusion import test_max_of_every_activation, test_of_equals_the_largest_element_gets_the_gradient  # noqa: F401
-from test_pooling import (  # noqa: F401
-    SELECTING,
-    SUMMING,
-    test_global_pooling_of_one_column,
-    test_lp_at_zero_and_infinity,
-    test_lp_is_torchs_on_positive_input,
-    test_unbatched_empty_and_memory_format,
-)
-from test_ranks import test_adaptive_by_the_rule  # noqa: F401
-from test_stochastic import (  # noqa: F401
-    test_draws_are_philoxs_by_the_rule,
-    test_gradient_goes_to_the_drawn_element,
-    test_nothing_positive_and_not_finite,
-    test_subnormal_windows_still_draw,
-)
-from test_unpool import test_round_trip_is_torchs  # noqa: F401
+from test_pooling import SELECTING, SUMMING
 
 pytestmark = emulated.needs_toolchain
+
+# As they are
+test_values_and_gradients = test_faces.test_values_and_gradients
+test_max_of_every_activation = test_fusion.test_max_of_every_activation
+test_of_equals_the_largest_element_gets_the_gradient = test_fusion.test_of_equals_the_largest_element_gets_the_gradient
+test_global_pooling_of_one_column = test_pooling.test_global_pooling_of_one_column
+test_lp_at_zero_and_infinity = test_pooling.test_lp_at_zero_and_infinity
+test_lp_is_torchs_on_positive_input = test_pooling.test_lp_is_torchs_on_positive_input
+test_unbatched_empty_and_memory_format = test_pooling.test_unbatched_empty_and_memory_format
+test_adaptive_by_the_rule = test_ranks.test_adaptive_by_the_rule
+test_draws_are_philoxs_by_the_rule = test_stochastic.test_draws_are_philoxs_by_the_rule
+test_gradient_goes_to_the_drawn_element = test_stochastic.test_gradient_goes_to_the_drawn_element
+test_nothing_positive_and_not_finite = test_stochastic.test_nothing_positive_and_not_finite
+test_subnormal_windows_still_draw = test_stochastic.test_subnormal_windows_still_draw
+test_round_trip_is_torchs = test_unpool.test_round_trip_is_torchs
 
 # Each window is another kernel, of each kind.  What a kernel does with positions is of no kind: one that selects goes through all windows,
 # but for those that differ by the CPU's nests alone, one that sums through a few, and every kind through one that overlaps with gaps.
